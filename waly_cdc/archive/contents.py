@@ -1,0 +1,270 @@
+"""What an archive contains: the sum of its manifest entries.
+
+Invariants of `Contents`:
+
+* `files` holds exactly the files that exist, each once;
+* the entries' LSN ranges follow each other without a hole within an era;
+* `relations[oid]` lists a relation's versions in order, numbered from 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from waly_cdc.archive import layout
+from waly_cdc.archive.manifest import (
+    GENESIS,
+    Baseline,
+    Entry,
+    File,
+    SequenceValue,
+    Source,
+    digest,
+    format_time,
+    parse_time,
+)
+from waly_cdc.errors import ArchiveCorrupt, NoArchive, UsageError
+from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.relations import RelationVersion
+from waly_cdc.archive.store import LocalStore
+
+
+@dataclass(slots=True)
+class Contents:
+    """The archive after `entries` manifest entries, the last of which hashes to `head`."""
+
+    entries: int = 0
+    head: str = GENESIS
+    era: int = 1
+    horizon: Lsn = ZERO
+    horizon_time: datetime | None = None
+    transactions: int = 0
+    events: int = 0
+    source: Source | None = None
+    files: list[File] = field(default_factory=list)
+    relations: dict[int, list[RelationVersion]] = field(default_factory=dict)
+    baselines: list[Baseline] = field(default_factory=list)
+    sequences: list[tuple[Lsn, tuple[SequenceValue, ...]]] = field(default_factory=list)
+
+    def apply(self, entry: Entry, content: bytes) -> None:
+        """Add one more entry. Raises ArchiveCorrupt when it does not follow."""
+        path = layout.entry_path(self.entries)
+        if entry.number != self.entries or entry.previous != self.head:
+            raise ArchiveCorrupt(
+                f"{path} does not follow the entry before it: the manifest's chain is broken",
+                hint="run: waly verify",
+            )
+        if entry.start != self.horizon and self.baselines:
+            raise ArchiveCorrupt(
+                f"{path} begins at {entry.start}, and the entry before it ends at {self.horizon}"
+            )
+        self.entries += 1
+        self.head = digest(content)
+        self.era = entry.era
+        self.horizon = entry.end
+        self.horizon_time = entry.horizon_time or self.horizon_time
+        self.transactions += entry.transactions
+        self.events += entry.events
+        self.source = entry.source or self.source
+        self.files.extend(entry.files)
+        self.baselines.extend(entry.baselines)
+        for relation in entry.relations:
+            self.relations.setdefault(relation.oid, []).append(relation)
+        if entry.sequences:
+            self.sequences.append((entry.end, entry.sequences))
+
+    @property
+    def beginning(self) -> Lsn | None:
+        """The LSN of the oldest baseline: nothing before it can be answered."""
+        return min((baseline.lsn for baseline in self.baselines), default=None)
+
+    def version(self, oid: int, number: int) -> RelationVersion:
+        return self.relations[oid][number - 1]
+
+    def version_at(self, oid: int, bound: Lsn) -> RelationVersion | None:
+        """The version in force for commits before `bound`; None before the relation was known."""
+        known = [version for version in self.relations.get(oid, ()) if version.since < bound]
+        return known[-1] if known else None
+
+    def find_relation(self, name: str, bound: Lsn | None = None) -> RelationVersion:
+        """The relation that a user calls `name` or `schema.name`, quoted as in SQL where needed,
+        at a point (default: the horizon). Raises UsageError, naming what there is."""
+        wanted = parse_qualified_name(name)
+        found = [
+            version
+            for oid in self.relations
+            if (version := self.version_at(oid, bound or self.horizon + 1)) is not None
+            and (version.schema, version.name)[-len(wanted) :] == wanted
+        ]
+        if len(wanted) == 1 and len(found) > 1:
+            found = [version for version in found if version.schema == "public"] or found
+        schemas = {(version.schema, version.name) for version in found}
+        if len(schemas) > 1:
+            raise UsageError(
+                f"table {name!r} is in several schemas",
+                hint="name one of: " + ", ".join(sorted(v.qualified_name for v in found)),
+            )
+        if not found:
+            names = sorted({versions[-1].qualified_name for versions in self.relations.values()})
+            raise UsageError(
+                f"no table {name!r} in the archive",
+                hint="tables: " + ", ".join(names[:20]) + (" …" if len(names) > 20 else ""),
+            )
+        return max(found, key=lambda version: version.since)
+
+    def baseline_for(self, oid: int, bound: Lsn) -> Baseline | None:
+        """The newest baseline of a relation from which its state at `bound` can be replayed."""
+        usable = [b for b in self.baselines if b.oid == oid and b.lsn <= bound]
+        return max(usable, key=lambda baseline: baseline.lsn, default=None)
+
+    def event_files(self, oid: int) -> list[File]:
+        """Files with events and baseline rows of a relation, in no order."""
+        return [file for file in self.files if file.oid == oid]
+
+    def transaction_files(self) -> list[File]:
+        return [file for file in self.files if file.kind == "transactions"]
+
+    def schema_file(self, bound: Lsn) -> File | None:
+        """The newest schema dump taken at or before `bound`, else the oldest there is."""
+        dumps = sorted((f for f in self.files if f.kind == "schema"), key=lambda f: f.first_lsn)
+        before = [dump for dump in dumps if dump.first_lsn <= bound]
+        return before[-1] if before else (dumps[0] if dumps else None)
+
+    def sequences_at(self, bound: Lsn) -> tuple[SequenceValue, ...]:
+        """Sequence values that no later `nextval` before `bound` has passed: those recorded first
+        at or after it, or the last ones."""
+        later = [values for end, values in self.sequences if end >= bound]
+        if later:
+            return later[0]
+        return self.sequences[-1][1] if self.sequences else ()
+
+    def to_checkpoint(self) -> bytes:
+        data = {
+            "entries": self.entries,
+            "head": self.head,
+            "era": self.era,
+            "horizon": str(self.horizon),
+            "horizon_time": format_time(self.horizon_time),
+            "transactions": self.transactions,
+            "events": self.events,
+            "source": self.source.to_json() if self.source else None,
+            "files": [file.to_json() for file in self.files],
+            "relations": [v.to_json() for versions in self.relations.values() for v in versions],
+            "baselines": [baseline.to_json() for baseline in self.baselines],
+            "sequences": [
+                [str(end), [value.to_json() for value in values]] for end, values in self.sequences
+            ],
+        }
+        body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+        return digest(body).encode() + b"\n" + body + b"\n"
+
+    @classmethod
+    def from_checkpoint(cls, content: bytes) -> Contents:
+        """Raises ValueError for a damaged checkpoint."""
+        checksum, _, body = content.rstrip(b"\n").partition(b"\n")
+        if digest(body).encode() != checksum:
+            raise ValueError("checksum does not match")
+        data: dict[str, Any] = json.loads(body)
+        relations: dict[int, list[RelationVersion]] = {}
+        for item in data["relations"]:
+            relations.setdefault(item["oid"], []).append(RelationVersion.from_json(item))
+        return cls(
+            entries=data["entries"],
+            head=data["head"],
+            era=data["era"],
+            horizon=Lsn.parse(data["horizon"]),
+            horizon_time=parse_time(data["horizon_time"]),
+            transactions=data["transactions"],
+            events=data["events"],
+            source=Source.from_json(data["source"]) if data["source"] else None,
+            files=[File.from_json(item) for item in data["files"]],
+            relations=relations,
+            baselines=[Baseline.from_json(item) for item in data["baselines"]],
+            sequences=[
+                (Lsn.parse(end), tuple(SequenceValue(*value) for value in values))
+                for end, values in data["sequences"]
+            ],
+        )
+
+
+def load(store: LocalStore, *, from_checkpoint: bool = True) -> Contents:
+    """Read an archive's contents: the newest good checkpoint and the entries since.
+
+    With `from_checkpoint` false every entry is read and the whole chain checked. Raises NoArchive
+    where there is no entry at all, ArchiveCorrupt where one is missing or does not follow.
+    """
+    entries, checkpoints = set(), []
+    for path in store.list(layout.MANIFEST):
+        if (number := layout.entry_number(path)) is not None:
+            entries.add(number)
+        elif (number := layout.checkpoint_number(path)) is not None:
+            checkpoints.append(number)
+    if not entries:
+        raise NoArchive(
+            f"no archive at {store.root}",
+            hint="create one with `waly init`, or name another with --archive",
+        )
+    contents = _newest_checkpoint(store, checkpoints) if from_checkpoint else Contents()
+    for entry, content in read_entries(store, contents.entries, max(entries) + 1):
+        contents.apply(entry, content)
+    return contents
+
+
+def read_entries(store: LocalStore, first: int, end: int) -> Iterator[tuple[Entry, bytes]]:
+    """Entries `first` to `end`, the latter excluded. Raises ArchiveCorrupt for a missing one."""
+    for number in range(first, end):
+        path = layout.entry_path(number)
+        try:
+            content = store.read(path)
+        except FileNotFoundError:
+            raise ArchiveCorrupt(
+                f"{path} is missing from {store.root}",
+                hint="restore this file from a copy of the archive, then run: waly verify",
+            ) from None
+        yield Entry.from_bytes(content, path), content
+
+
+def _newest_checkpoint(store: LocalStore, numbers: list[int]) -> Contents:
+    for number in sorted(numbers, reverse=True):
+        try:
+            contents = Contents.from_checkpoint(store.read(layout.checkpoint_path(number)))
+            last = store.read(layout.entry_path(contents.entries - 1))
+        except (ValueError, KeyError, TypeError, OSError):
+            continue
+        if digest(last) == contents.head:
+            return contents
+    return Contents()
+
+
+def parse_qualified_name(text: str) -> tuple[str, ...]:
+    """`name` or `schema.name` as SQL reads it: unquoted parts fold to lower case.
+
+    Raises UsageError for anything else.
+    """
+    parts: list[str] = []
+    rest = text.strip()
+    while True:
+        if rest.startswith('"'):
+            end = 1
+            while (end := rest.find('"', end)) >= 0 and rest[end : end + 2] == '""':
+                end += 2
+            if end < 0:
+                raise UsageError(f"not a table name: {text!r}", hint="close the double quote")
+            parts.append(rest[1:end].replace('""', '"'))
+            rest = rest[end + 1 :]
+        else:
+            part, dot, tail = rest.partition(".")
+            parts.append(part.lower())
+            rest = dot + tail
+        if not rest:
+            break
+        if not rest.startswith("."):
+            raise UsageError(f"not a table name: {text!r}")
+        rest = rest[1:]
+    if not 1 <= len(parts) <= 2 or not all(parts):
+        raise UsageError(f"not a table name: {text!r}", hint="write name or schema.name")
+    return tuple(parts)

@@ -1,0 +1,61 @@
+"""Where things lie in an archive. Paths are relative to its root, with `/` between folders."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+
+from waly_cdc.lsn import Lsn
+from waly_cdc.relations import RelationVersion
+
+MANIFEST = "manifest"
+EVENTS = "events"
+TRANSACTIONS = "transactions"
+SCHEMA = "schema"
+JOURNAL = "journal"
+INCOMING = "incoming"
+LOCK = "lock"
+
+DATA_FOLDERS = (EVENTS, TRANSACTIONS, SCHEMA)
+"""Folders that hold only files which the manifest names."""
+
+_ENTRY = re.compile(rf"{MANIFEST}/(\d{{10}})\.json")
+_CHECKPOINT = re.compile(rf"{MANIFEST}/checkpoint-(\d{{10}})\.json")
+_UNSAFE = re.compile(r"[^A-Za-z0-9-]")
+
+
+def entry_path(number: int) -> str:
+    return f"{MANIFEST}/{number:010d}.json"
+
+
+def entry_number(path: str) -> int | None:
+    """The number of the entry at this path; None for any other file."""
+    match = _ENTRY.fullmatch(path)
+    return int(match[1]) if match else None
+
+
+def checkpoint_path(number: int) -> str:
+    return f"{MANIFEST}/checkpoint-{number:010d}.json"
+
+
+def checkpoint_number(path: str) -> int | None:
+    match = _CHECKPOINT.fullmatch(path)
+    return int(match[1]) if match else None
+
+
+def events_path(relation: RelationVersion, day: date, first: Lsn, last: Lsn) -> str:
+    folder = f"{_safe(relation.schema)}.{_safe(relation.name)}~{relation.oid}"
+    return f"{EVENTS}/{folder}/day={day.isoformat()}/{first.hex}-{last.hex}-v{relation.version}.parquet"
+
+
+def transactions_path(day: date, first: Lsn, last: Lsn) -> str:
+    return f"{TRANSACTIONS}/day={day.isoformat()}/{first.hex}-{last.hex}.parquet"
+
+
+def schema_path(at: Lsn) -> str:
+    return f"{SCHEMA}/{at.hex}.dump"
+
+
+def _safe(name: str) -> str:
+    """A name that no file system and no query engine trips over; the oid makes it unique."""
+    return _UNSAFE.sub("-", name)[:40] or "-"

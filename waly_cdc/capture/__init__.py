@@ -1,0 +1,1 @@
+"""Capture: receive, journal, acknowledge, seal. Orchestration only."""

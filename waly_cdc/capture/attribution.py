@@ -1,0 +1,133 @@
+"""Who made a transaction: the sources of an actor, and which of them wins.
+
+* `message`: the transaction itself said so, by `pg_logical_emit_message(true, 'waly', json)`;
+* `sample`: a look at `pg_stat_activity` happened to see the transaction while it was open. Short
+  transactions are missed.
+
+Without either the actor is `unknown`, which is recorded as such and never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import psycopg
+import pyarrow as pa
+
+from waly_cdc.archive.segments import ACTOR_FIELDS
+from waly_cdc.errors import SourceError
+from waly_cdc.source.connect import connect
+
+SAMPLE_EVERY = 0.05
+REMEMBERED = 100_000
+"""Sampled transactions kept until they commit; the oldest go first."""
+
+TEXT_LIMIT = 16_384
+"""Bytes kept of a message or a query: both are the client's, of any size."""
+
+_SAMPLE = """
+select backend_xid::text::bigint, usename, application_name, host(client_addr), pid,
+       left(query, 4096)
+from pg_catalog.pg_stat_activity
+where backend_xid is not null and datname = current_database() and backend_type = 'client backend'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who made a transaction, and how that is known."""
+
+    source: str = "unknown"
+    user: str | None = None
+    application_name: str | None = None
+    client_addr: str | None = None
+    pid: int | None = None
+    query: str | None = None
+    context: str | None = None
+
+
+UNKNOWN = Actor()
+
+
+class Attribution:
+    """Collects what is known about transactions that have not been sealed yet."""
+
+    def __init__(self) -> None:
+        self._sampled: OrderedDict[int, Actor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def saw(self, xid: int, actor: Actor) -> None:
+        with self._lock:
+            self._sampled[xid] = actor
+            while len(self._sampled) > REMEMBERED:
+                self._sampled.popitem(last=False)
+
+    def actors(self, xids: Sequence[int], messages: Mapping[int, Sequence[bytes]]) -> pa.Table:
+        """The actors of transactions that are being sealed: a row per xid, columns ACTOR_FIELDS."""
+        with self._lock:
+            sampled = [self._sampled.pop(xid, UNKNOWN) for xid in xids]
+        actors = [
+            _told(messages[xid], seen) if xid in messages else seen
+            for xid, seen in zip(xids, sampled, strict=True)
+        ]
+        columns = [
+            pa.array(
+                [getattr(actor, name.removeprefix("actor_")) for actor in actors],
+                pa.int32() if name == "actor_pid" else pa.string(),
+            )
+            for name in ACTOR_FIELDS
+        ]
+        return pa.table(columns, names=list(ACTOR_FIELDS))
+
+
+def _told(contents: Sequence[bytes], seen: Actor) -> Actor:
+    """The actor that a transaction's own messages name; the last one counts.
+
+    The content is the application's, so anything may be in it: what is no JSON object is kept as
+    text and names nobody.
+    """
+    text = contents[-1][:TEXT_LIMIT].decode("utf-8", errors="replace").replace("\0", "\ufffd")
+    user = None
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        told = None
+    if isinstance(told, dict):
+        name = told.get("actor", told.get("user"))
+        user = name if isinstance(name, str) else None
+    return replace(seen, source="message", user=user or seen.user, context=text)
+
+
+class Sampler(threading.Thread):
+    """Polls `pg_stat_activity` for open transactions while the sidecar runs."""
+
+    def __init__(self, dsn: str, attribution: Attribution) -> None:
+        super().__init__(name="sampler", daemon=True)
+        self._dsn = dsn
+        self._attribution = attribution
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with connect(self._dsn, application_name="waly sampler") as connection:
+                    self._sample(connection)
+            except (SourceError, psycopg.Error):
+                # Attribution is a courtesy: the stream reports a server that is away.
+                self._stopping.wait(5)
+
+    def _sample(self, connection: psycopg.Connection) -> None:
+        own = connection.info.backend_pid
+        while not self._stopping.wait(SAMPLE_EVERY):
+            for xid, user, application, address, pid, query in connection.execute(_SAMPLE):
+                if pid != own:
+                    self._attribution.saw(
+                        xid, Actor("sample", user, application, address, pid, query)
+                    )
+
+    def stop(self) -> None:
+        self._stopping.set()

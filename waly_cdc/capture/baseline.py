@@ -1,0 +1,109 @@
+"""Baselines: complete copies of tables, as they were at the slot's consistent point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import datetime
+from queue import SimpleQueue
+
+import psycopg
+
+from waly_cdc import durable, failpoints
+from waly_cdc.archive.manifest import Baseline
+from waly_cdc.archive.segments import Finished, SegmentSet
+from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.decode.copytext import baseline_batch
+from waly_cdc.lsn import Lsn
+from waly_cdc.relations import RelationVersion
+from waly_cdc.source.catalog import Table
+from waly_cdc.source.copy import copy_table, snapshot_transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a slot's snapshot sees: the state at `lsn`, taken at `time`."""
+
+    name: str
+    lsn: Lsn
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedTable:
+    """A table's finished files, not yet published, and the baseline that they make."""
+
+    relation: RelationVersion
+    baseline: Baseline
+    finished: list[Finished]
+
+
+def copy_tables(
+    archive: ArchiveWriter,
+    dsn: str,
+    snapshot: Snapshot,
+    tables: Sequence[tuple[Table, RelationVersion]],
+    *,
+    jobs: int,
+    on_table: Callable[[CopiedTable], None],
+) -> list[CopiedTable]:
+    """Copy tables over `jobs` connections at a time, the largest first.
+
+    The snapshot must stay exported until this returns. Raises SourceError, StorageError; nothing is
+    published then.
+    """
+    work: SimpleQueue[tuple[Table, RelationVersion]] = SimpleQueue()
+    for item in sorted(tables, key=lambda item: -item[0].bytes):
+        work.put(item)
+    copied: list[CopiedTable] = []
+    stopping = False
+
+    def worker() -> None:
+        with snapshot_transaction(dsn, snapshot.name) as connection:
+            while not work.empty() and not stopping:
+                table, relation = work.get()
+                done = _copy(archive, connection, snapshot, table, relation)
+                copied.append(done)
+                on_table(done)
+
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="baseline") as pool:
+        running: list[Future[None]] = [
+            pool.submit(worker) for _ in range(min(jobs, len(tables)))
+        ]
+        try:
+            done, _ = wait(running, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        finally:
+            stopping = True
+    return sorted(copied, key=lambda table: table.relation.oid)
+
+
+def _copy(
+    archive: ArchiveWriter,
+    connection: psycopg.Connection,
+    snapshot: Snapshot,
+    table: Table,
+    relation: RelationVersion,
+) -> CopiedTable:
+    segments = SegmentSet(archive.incoming, "baseline")
+    taken_at = int(snapshot.time.timestamp() * 1_000_000)
+    # A baseline at X is the state made by all commits that begin before X: see FORMAT.md.
+    lsn = Lsn(snapshot.lsn.value - 1)
+    rows = 0
+    try:
+        for block in copy_table(connection, table):
+            with durable.storage_errors(archive.incoming):
+                failpoints.reach("baseline.copy")
+            batch = baseline_batch(relation, block, archive.contents.era, lsn, rows, taken_at)
+            segments.add(batch)
+            rows += batch.events.num_rows
+        return CopiedTable(
+            relation,
+            Baseline(relation.oid, relation.version, snapshot.lsn, rows),
+            segments.finish(),
+        )
+    except BaseException:
+        segments.abandon()
+        raise

@@ -1,0 +1,91 @@
+"""The catalog beside the stream: what the stream does not tell, asked over a second connection."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from types import TracebackType
+
+from waly_cdc import embedded
+from waly_cdc.archive.manifest import SequenceValue
+from waly_cdc.capture.sealing import CatalogFacts
+from waly_cdc.lsn import Lsn
+from waly_cdc.source import catalog, schema_dump
+from waly_cdc.source.connect import connect, source_errors
+
+_WAL_PAGE = 8192
+_PAGE_HEADERS = (24, 40)
+"""Bytes at the beginning of a WAL page, and of the first page of a segment, that hold no record."""
+
+
+class CatalogWatch:
+    """A connection for looks at the catalog and at the server's clock.
+
+    Shared by threads: one look at a time.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.connection = connect(dsn)
+        self._lock = threading.Lock()
+        self._observed: list[tuple[Lsn, datetime]] = []
+
+    def table(self, oid: int) -> catalog.Table | None:
+        """The table as it is now; None if it is gone."""
+        with self._lock, source_errors():
+            return catalog.table(self.connection, oid)
+
+    def observe(self) -> Lsn:
+        """Note the server's clock and the position of its log. Returns the position.
+
+        All transactions whose commit the server has finished by then commit before it.
+        """
+        with self._lock, source_errors():
+            row = self.connection.execute(
+                "select clock_timestamp(), pg_current_wal_insert_lsn()::text"
+            ).fetchone()
+        assert row is not None
+        lsn = _end_of_records(Lsn.parse(row[1]))
+        self._observed.append((lsn, row[0]))
+        return lsn
+
+    def time_of(self, lsn: Lsn) -> datetime | None:
+        """The newest clock reading whose position lies at or before `lsn`: who has everything up
+        to `lsn` has everything up to that time. Older readings are forgotten."""
+        passed = [seen for seen in self._observed if seen[0] <= lsn]
+        self._observed = [seen for seen in self._observed if seen[0] > lsn]
+        return passed[-1][1] if passed else None
+
+    def facts(self, shapes_changed: bool) -> CatalogFacts:
+        """What a manifest entry records of the catalog."""
+        with self._lock, source_errors():
+            sequences = tuple(
+                SequenceValue(*value) for value in catalog.sequences(self.connection)
+            )
+        return CatalogFacts(sequences, self.dump_schema() if shapes_changed else None)
+
+    def dump_schema(self, snapshot: str | None = None) -> bytes | None:
+        """A schema dump, or None where no pg_dump is at hand that knows the server's version."""
+        major = self.connection.info.server_version // 10000
+        program = embedded.find_program("pg_dump", major)
+        if program is None:
+            return None
+        return schema_dump.dump_schema(self.dsn, snapshot=snapshot, program=program)
+
+    def __enter__(self) -> CatalogWatch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.connection.close()
+
+
+def _end_of_records(lsn: Lsn) -> Lsn:
+    """Where the last record ends: the insert position already counts the header of a page that
+    the next record will begin."""
+    offset = lsn.value % _WAL_PAGE
+    return Lsn(lsn.value - offset) if offset in _PAGE_HEADERS else lsn

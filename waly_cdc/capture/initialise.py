@@ -1,0 +1,241 @@
+"""`waly init`: the slot, the publications, the archive, and a baseline of every table.
+
+Order, and what a crash leaves behind:
+
+1. entry 0 (`init`) names the database and the slot: the archive is bound, and a later `init` knows
+   a slot of that name for its own;
+2. the publications: harmless, found again;
+3. the slot, whose snapshot the baselines are copied from. A slot without a baseline is of no use
+   and holds back log: an error or an interrupt drops it, and after a kill the next `init` does;
+4. entry 1 (`baseline`) names all copies: from here on there is an archive.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from waly_cdc.archive.manifest import SequenceValue, Source
+from waly_cdc.archive.segments import write_schema
+from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture.baseline import CopiedTable, Snapshot, copy_tables
+from waly_cdc.capture.catalog_watch import CatalogWatch
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.capture.shapes import Shapes
+from waly_cdc.errors import SourceError, UsageError
+from waly_cdc.lsn import Lsn
+from waly_cdc.source import catalog as source_catalog
+from waly_cdc.source import publication
+from waly_cdc.source import slot as source_slot
+from waly_cdc.source.catalog import Table
+from waly_cdc.source.connect import connect
+
+JOBS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class InitResult:
+    """What `init` has made; `created` is false where all was there already."""
+
+    archive: str
+    slot: str
+    lsn: Lsn
+    created: bool
+    tables: tuple[tuple[str, int], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "archive": self.archive,
+            "slot": self.slot,
+            "lsn": str(self.lsn),
+            "created": self.created,
+            "tables": [{"table": table, "rows": rows} for table, rows in self.tables],
+        }
+
+
+def initialise(
+    settings: CaptureSettings,
+    *,
+    if_not_exists: bool = False,
+    tables: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> InitResult:
+    """Make the archive of a database. `tables` and `exclude` are patterns.
+
+    Raises UsageError where an archive is already (unless `if_not_exists`), ArchiveLocked,
+    SourceError, StorageError. On an error nothing is left on the server but the publications.
+    """
+    with ArchiveWriter.open(settings.archive, create=True) as archive:
+        contents = archive.contents
+        if contents.baselines:
+            if not if_not_exists:
+                raise UsageError(
+                    f"there is an archive at {settings.archive} already",
+                    hint="`waly run` goes on with it; --if-not-exists makes this no error",
+                )
+            assert contents.source is not None and contents.beginning is not None
+            return InitResult(
+                str(settings.archive), contents.source.slot, contents.beginning, False, ()
+            )
+        with CatalogWatch(settings.dsn) as catalog:
+            source = _bind(archive, catalog, settings)
+            chosen = _choose_tables(catalog, tables, exclude)
+            _publish(catalog, source, chosen, every_table=not tables and not exclude)
+            copied = _baseline(archive, catalog, settings, source, chosen, on_progress)
+    return InitResult(
+        str(settings.archive),
+        source.slot,
+        archive.contents.horizon,
+        True,
+        tuple((table.relation.qualified_name, table.baseline.rows) for table in copied),
+    )
+
+
+def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettings) -> Source:
+    """Write entry 0, or check that it names this database."""
+    facts = source_catalog.server_facts(catalog.connection)
+    if facts.wal_level != "logical":
+        raise SourceError(
+            f"wal_level is {facts.wal_level}, and logical replication needs logical",
+            hint="run: alter system set wal_level = 'logical'; then restart the server",
+        )
+    if not facts.can_replicate:
+        raise SourceError(
+            f"role {facts.role} may not use replication",
+            hint=f"run as a superuser: alter role {facts.role} with replication",
+        )
+    slot = settings.slot or source_slot.default_name(facts.database)
+    source = Source(
+        system_identifier=facts.system_identifier,
+        database=facts.database,
+        database_oid=facts.database_oid,
+        timeline=facts.timeline,
+        server_version=facts.server_version,
+        slot=slot,
+        plugin="pgoutput",
+        publications=publication.names(slot),
+    )
+    bound = archive.contents.source
+    if bound is None:
+        if source_slot.info(catalog.connection, slot) is not None:
+            raise SourceError(
+                f"there is a replication slot {slot} already, which this archive did not make",
+                hint="another archive may go on from it. If none does: `waly slot drop --yes`;"
+                " or choose another name with --slot",
+            )
+        archive.commit("init", start=Lsn(0), end=Lsn(0), source=source)
+    elif (bound.system_identifier, bound.database_oid, bound.slot) != (
+        source.system_identifier,
+        source.database_oid,
+        source.slot,
+    ):
+        raise SourceError(
+            f"the archive at {archive.root} was begun for database {bound.database!r}"
+            f" with slot {bound.slot}",
+            hint="remove that folder, or choose another archive",
+        )
+    return source
+
+
+def _choose_tables(
+    catalog: CatalogWatch, patterns: Sequence[str], exclude: Sequence[str]
+) -> list[Table]:
+    chosen = source_catalog.tables(catalog.connection, patterns, exclude)
+    if patterns and not chosen:
+        raise UsageError(f"no table matches {', '.join(patterns)}")
+    unreadable = [f"{table.schema}.{table.name}" for table in chosen if not table.readable]
+    if unreadable:
+        raise SourceError(
+            f"the role may not read {', '.join(unreadable[:5])}",
+            hint="grant select on these tables to it; `waly check --fix-sql` prints the statements",
+        )
+    return chosen
+
+
+def _publish(
+    catalog: CatalogWatch, source: Source, tables: Sequence[Table], *, every_table: bool
+) -> None:
+    facts = source_catalog.server_facts(catalog.connection)
+    statements = publication.plan(
+        catalog.connection, source.slot, tables, every_table=every_table and facts.is_superuser
+    )
+    publication.apply(catalog.connection, statements)
+
+
+def _baseline(
+    archive: ArchiveWriter,
+    catalog: CatalogWatch,
+    settings: CaptureSettings,
+    source: Source,
+    tables: Sequence[Table],
+    on_progress: Callable[[str], None],
+) -> list[CopiedTable]:
+    left_over = source_slot.info(catalog.connection, source.slot)
+    if left_over is not None:
+        source_slot.drop(catalog.connection, source.slot)
+    for blocker in source_slot.blockers(catalog.connection):
+        on_progress(f"waiting for {blocker.what}, open for {blocker.age}")
+    with connect(settings.dsn, replication=True) as replication:
+        # Commits up to here are in the snapshot; some of those up to its own time may not be.
+        complete_until = source_catalog.server_facts(catalog.connection).now
+        slot = source_slot.create(replication, source.slot)
+        try:
+            on_progress(f"slot {slot.name} made at {slot.consistent_point}")
+            facts = source_catalog.server_facts(catalog.connection)
+            snapshot = Snapshot(slot.snapshot, slot.consistent_point, facts.now)
+            return _copy_and_commit(
+                archive, catalog, settings, snapshot, complete_until, tables, on_progress
+            )
+        except BaseException:
+            replication.close()
+            with suppress(SourceError):
+                source_slot.drop(catalog.connection, source.slot)
+            raise
+
+
+def _copy_and_commit(
+    archive: ArchiveWriter,
+    catalog: CatalogWatch,
+    settings: CaptureSettings,
+    snapshot: Snapshot,
+    complete_until: datetime,
+    tables: Sequence[Table],
+    on_progress: Callable[[str], None],
+) -> list[CopiedTable]:
+    shapes = Shapes({}, catalog.table)
+    # In force from before the baseline, so that it can be asked for at its own LSN.
+    since = Lsn(snapshot.lsn.value - 1)
+    registered = [(table, shapes.register(table, since)) for table in tables]
+    dump = catalog.dump_schema(snapshot.name)
+    copied = copy_tables(
+        archive,
+        settings.dsn,
+        snapshot,
+        registered,
+        jobs=JOBS,
+        on_table=lambda done: on_progress(
+            f"{done.relation.qualified_name}: {done.baseline.rows} rows"
+        ),
+    )
+    finished = [item for table in copied for item in table.finished]
+    if dump is None:
+        on_progress("no pg_dump found for this server version: the schema is not archived")
+    else:
+        finished.append(write_schema(archive.incoming, dump, snapshot.lsn))
+    sequences = [SequenceValue(*value) for value in source_catalog.sequences(catalog.connection)]
+    archive.commit(
+        "baseline",
+        start=snapshot.lsn,
+        end=snapshot.lsn,
+        horizon_time=complete_until,
+        finished=finished,
+        relations=shapes.take_new(),
+        baselines=[table.baseline for table in copied],
+        sequences=sequences,
+    )
+    return copied

@@ -1,0 +1,252 @@
+"""The keeper: makes last what the receiver hands over.
+
+    append to the journal and decode into open segments
+    → sync the journal → acknowledge
+    → seal: close segments, commit the entry → trim the journal
+
+Invariants:
+
+* what is in the journal and not yet in the archive can be decoded from the journal's first byte;
+* `_safe` is an LSN before which every committed transaction is durable in the journal (rule 1);
+* an entry ends at `_safe`, and only where no transaction is open in the frames decoded so far.
+
+Crash windows: what was appended and not synced was not acknowledged, and comes again; what was
+synced and not sealed is sealed from the journal by `recover`; what was sealed and not trimmed is
+known by the archive's horizon.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from waly_cdc import durable, failpoints
+from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture.catalog_watch import CatalogWatch
+from waly_cdc.capture.sealing import Sealer
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.capture.state import SidecarState, write_state
+from waly_cdc.decode.chunk import Chunk
+from waly_cdc.journal import reader
+from waly_cdc.journal.chunks import JournalChunk
+from waly_cdc.journal.writer import JournalWriter
+from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.source.stream import Received
+
+QUEUE_BYTES = 48 << 20
+"""Bytes of frames that may wait for the keeper; then the receiver stops reading."""
+
+SYNC_EVERY = 0.25
+"""Seconds that a committed transaction may wait for its fsync and for being acknowledged."""
+
+SYNC_BYTES = 64 << 20
+STATE_EVERY = 1.0
+
+
+class Keeper:
+    """Owns the journal and the sealer. `start`, `put` and `finish` are the receiver's; all else
+    runs on the keeper's own thread. An error there is raised by the next `put` or `finish`."""
+
+    def __init__(
+        self,
+        archive: ArchiveWriter,
+        sealer: Sealer,
+        settings: CaptureSettings,
+        catalog: CatalogWatch,
+    ) -> None:
+        self._archive = archive
+        self._sealer = sealer
+        self._settings = settings
+        self._catalog = catalog
+        self._queue: queue.Queue[Received | None] = queue.Queue()
+        self._room = threading.Condition()
+        self._waiting_bytes = 0
+        self._thread = threading.Thread(target=self._run, name="keeper")
+        self._error: BaseException | None = None
+        self._acknowledge: Callable[[Lsn], None] = lambda _: None
+        horizon = archive.contents.horizon
+        self._safe = self._committed = self._server_end = self._acknowledged = horizon
+        self._journal = JournalWriter(archive.journal, horizon)
+        self._last_sync = self._last_seal = self._last_state = time.monotonic()
+
+    def recover(self) -> bool:
+        """Seal what a crash left in the journal. Whether there was anything.
+
+        A transaction whose Commit is not there is dropped: the server sends it again, whole.
+        """
+        folder, horizon = self._archive.journal, self._archive.contents.horizon
+        chunks = ends_with = 0
+        for stored in reader.read(folder, horizon):
+            chunks += 1
+            if stored.committed > self._committed:
+                self._committed, ends_with = stored.committed, chunks
+        for number, stored in enumerate(reader.read(folder, horizon), start=1):
+            if number > ends_with:
+                break
+            chunk = Chunk(stored.data, np.frombuffer(stored.lengths, "<u4").astype(np.int64))
+            if number == ends_with:
+                chunk, _ = chunk.split(chunk.committed()[0])
+            self._sealer.add(chunk)
+        self._safe = self._committed
+        self._journal.rotate(self._safe)
+        if ends_with:
+            self._sealer.seal(self._safe, None)
+        self._journal.trim(self._safe + 1)
+        return ends_with > 0
+
+    def start(self, acknowledge: Callable[[Lsn], None]) -> None:
+        """Begin work. `acknowledge` is told, from then on, what the server may forget."""
+        self._acknowledge = acknowledge
+        self._thread.start()
+
+    def put(self, received: Received, meanwhile: Callable[[], None]) -> None:
+        """Hand over what was received; while there is no room for it, call `meanwhile`."""
+        size = sum(map(len, received.frames))
+        with self._room:
+            while self._waiting_bytes > QUEUE_BYTES and self._error is None:
+                self._room.wait(0.2)
+                meanwhile()
+            self._waiting_bytes += size
+        self._raise_error()
+        self._queue.put(received)
+
+    def finish(self, meanwhile: Callable[[], None]) -> None:
+        """Seal everything that was handed over; call `meanwhile` until that is done."""
+        self._queue.put(None)
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            meanwhile()
+        self._raise_error()
+
+    def abandon(self) -> None:
+        """Stop without sealing: the journal keeps what was received."""
+        self._error = self._error or InterruptedError()
+        self._queue.put(None)
+        self._thread.join()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while (received := self._next()) is not None:
+                self._take(received)
+                self._sync_if_due()
+                if self._seal_due() and not self._sealer.in_transaction:
+                    self._seal()
+            if self._error is None:
+                self._sync()
+                if self._sealer.in_transaction:
+                    # The half transaction comes again; all before it lies in the journal.
+                    self._sealer.abandon()
+                    self._journal.close()
+                    self.recover()
+                self._seal()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._sealer.abandon()
+            self._journal.close()
+            self._write_state("stopped" if self._error is None else "failed")
+
+    def _next(self) -> Received | None:
+        """What was received next; nothing at all, if nothing comes, so that timers are looked at."""
+        try:
+            received = self._queue.get(timeout=SYNC_EVERY)
+        except queue.Empty:
+            return Received([], ZERO, None)
+        if received is not None:
+            with self._room:
+                self._waiting_bytes -= sum(map(len, received.frames))
+                self._room.notify()
+        return None if self._error is not None else received
+
+    def _take(self, received: Received) -> None:
+        if received.frames:
+            chunk = Chunk.of(received.frames)
+            count, end = chunk.committed()
+            if count and count < len(chunk) and self._seal_due():
+                chunk, rest = chunk.split(count)
+                self._append(chunk, Lsn(end))
+                self._sync()
+                self._seal()
+                self._append(rest, self._committed)
+            else:
+                self._append(chunk, Lsn(end) if count else self._committed)
+        # Everything that commits before `server_end` was sent before the server said so, and has
+        # been appended by now.
+        self._server_end = max(self._server_end, received.server_end)
+
+    def _append(self, chunk: Chunk, committed: Lsn) -> None:
+        lengths = chunk.lengths.astype("<u4").tobytes()
+        self._journal.append(JournalChunk(chunk.data, lengths, committed))
+        self._sealer.add(chunk)
+        self._committed = committed
+
+    def _sync_if_due(self) -> None:
+        now = time.monotonic()
+        if self._journal.unsynced > SYNC_BYTES or now - self._last_sync >= SYNC_EVERY:
+            self._sync()
+        if now - self._last_state >= STATE_EVERY:
+            self._catalog.observe()
+            self._write_state("running")
+
+    def _sync(self) -> None:
+        self._journal.sync()
+        self._safe = max(self._committed, self._server_end)
+        self._last_sync = time.monotonic()
+        if self._settings.durability == "journal":
+            self._tell(self._safe)
+
+    def _tell(self, safe: Lsn) -> None:
+        """Rule 1, acknowledge: the one place from which an LSN goes to the server.
+
+        `safe` may be acknowledged because every transaction that commits before it lies in the
+        journal, and the journal has been synced since (durability `journal`), or because the
+        manifest names it (durability `archive`).
+        """
+        with durable.storage_errors(self._archive.journal):
+            failpoints.reach("acknowledge")
+        self._acknowledged = safe
+        self._acknowledge(safe)
+
+    def _seal_due(self) -> bool:
+        if self._sealer.bytes >= self._settings.seal_size:
+            return True
+        late = time.monotonic() - self._last_seal >= self._settings.seal_interval
+        return late and self._sealer.transactions > 0
+
+    def _seal(self) -> None:
+        """Commit what is journalled and decoded; expects no open transaction, and a sync."""
+        self._sync()
+        end = self._safe
+        self._last_seal = time.monotonic()
+        contents = self._archive.contents
+        if end > contents.horizon or self._sealer.transactions:
+            self._journal.rotate(end)
+            self._sealer.seal(end, self._catalog.time_of(end))
+            self._journal.trim(end)
+        if self._settings.durability == "archive":
+            self._tell(end)
+
+    def _write_state(self, state: str) -> None:
+        self._last_state = time.monotonic()
+        write_state(
+            self._archive.root,
+            SidecarState(
+                state=state,
+                received=max(self._committed, self._server_end),
+                safe=self._safe,
+                acknowledged=self._acknowledged,
+                horizon=self._archive.contents.horizon,
+                horizon_time=self._archive.contents.horizon_time,
+                unsealed_bytes=self._sealer.bytes,
+                error=str(self._error) if self._error else None,
+            ),
+        )
+

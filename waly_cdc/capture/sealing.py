@@ -1,0 +1,144 @@
+"""Sealing: journalled frames become segments, and an entry of the manifest names them.
+
+The work is done as frames arrive: every chunk is decoded at once into open segment files, so that a
+seal only has to close them. A transaction may be larger than memory: what is decoded of it lies in
+unfinished files, which nobody can see before the entry that follows its commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from waly_cdc.archive.manifest import Entry, SequenceValue
+from waly_cdc.archive.segments import (
+    TRANSACTIONS,
+    Finished,
+    SegmentSet,
+    write_schema,
+    write_transactions,
+)
+from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture.attribution import Attribution
+from waly_cdc.capture.shapes import Shapes
+from waly_cdc.decode.chunk import Chunk
+from waly_cdc.decode.pgoutput import ColumnarDecoder
+from waly_cdc.lsn import Lsn
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogFacts:
+    """What an entry records from the catalog, read when it is written."""
+
+    sequences: Sequence[SequenceValue]
+    schema_dump: bytes | None
+
+
+class Sealer:
+    """Decodes chunks into segments and commits them. Used by one thread.
+
+    `catalog_facts` is asked once per entry; its argument says whether shapes have changed, so that
+    a new schema dump is wanted.
+    """
+
+    def __init__(
+        self,
+        archive: ArchiveWriter,
+        shapes: Shapes,
+        attribution: Attribution,
+        catalog_facts: Callable[[bool], CatalogFacts],
+    ) -> None:
+        self._archive = archive
+        self._shapes = shapes
+        self._attribution = attribution
+        self._catalog_facts = catalog_facts
+        self._decoder = ColumnarDecoder(shapes.resolve, archive.contents.era, shapes.newest())
+        self._segments = SegmentSet(archive.incoming)
+        self._transactions: list[pa.RecordBatch] = []
+        self._messages: dict[int, list[bytes]] = {}
+        self.bytes = 0
+        """Bytes of frames decoded since the last entry."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction has begun whose Commit has not been added."""
+        return self._decoder.in_transaction
+
+    @property
+    def transactions(self) -> int:
+        """Transactions with events that wait for the next entry."""
+        return sum(batch.num_rows for batch in self._transactions)
+
+    def add(self, chunk: Chunk) -> None:
+        """Decode a chunk into the open segments. Raises DecodeError, StorageError."""
+        decoded = self._decoder.decode(chunk)
+        for batch in decoded.batches:
+            self._segments.add(batch)
+        committed = decoded.transactions
+        if committed.num_rows:
+            changed = committed.filter(pc.greater(committed.column("events"), 0))
+            if changed.num_rows:
+                self._transactions.append(changed)
+        for xid, content in decoded.messages:
+            self._messages.setdefault(xid, []).append(content)
+        self.bytes += len(chunk.data)
+
+    def seal(self, end: Lsn, horizon_time: datetime | None) -> Entry:
+        """Commit everything added as one entry that covers up to `end`.
+
+        The caller sees to it that no transaction is open and that all that commits before `end`
+        has been added.
+        """
+        assert not self._decoder.in_transaction
+        facts = self._catalog_facts(bool(self._shapes.new))
+        finished: list[Finished] = self._segments.finish()
+        transactions = events = 0
+        if self._transactions:
+            table = self._transactions_table()
+            last_commit = pc.max(table.column("committed_at")).as_py().astimezone(UTC)
+            horizon_time = max(last_commit, horizon_time or last_commit)
+            transactions = table.num_rows
+            events = int(table.column("events").to_numpy().sum())
+            finished += write_transactions(self._archive.incoming, table)
+        if facts.schema_dump is not None:
+            finished.append(write_schema(self._archive.incoming, facts.schema_dump, end))
+        entry = self._archive.commit(
+            "seal",
+            end=end,
+            horizon_time=horizon_time,
+            finished=finished,
+            relations=self._shapes.take_new(),
+            sequences=facts.sequences,
+            transactions=transactions,
+            events=events,
+        )
+        self._transactions.clear()
+        self._messages.clear()
+        self.bytes = 0
+        return entry
+
+    def abandon(self) -> None:
+        """Drop what is not sealed, and go back to where the archive's last entry ended."""
+        self._segments.abandon()
+        self._transactions.clear()
+        self._messages.clear()
+        self.bytes = 0
+        self._decoder = ColumnarDecoder(
+            self._shapes.resolve, self._archive.contents.era, self._shapes.newest()
+        )
+
+    def _transactions_table(self) -> pa.Table:
+        committed = pa.Table.from_batches(self._transactions).combine_chunks()
+        xids = committed.column("xid").to_pylist()
+        actors = self._attribution.actors(xids, self._messages)
+        era = np.full(len(committed), self._archive.contents.era, np.int32)
+        columns = {name: committed.column(name) for name in committed.column_names}
+        columns |= {name: actors.column(name) for name in actors.column_names}
+        columns["_era"] = pa.array(era)
+        columns["day"] = committed.column("committed_at").cast(pa.date32())
+        return pa.table([columns[field.name] for field in TRANSACTIONS], schema=TRANSACTIONS)

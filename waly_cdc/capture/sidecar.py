@@ -1,0 +1,114 @@
+"""The sidecar: receive, journal, acknowledge, seal.
+
+Two threads. The receiver, here, drains the socket and sends status messages, and does nothing else
+that takes time. The keeper (`waly_cdc.capture.keeper`) journals, acknowledges and seals.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from waly_cdc.archive.manifest import format_time
+from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture.attribution import Attribution, Sampler
+from waly_cdc.capture.catalog_watch import CatalogWatch
+from waly_cdc.capture.continuity import require_slot, require_source
+from waly_cdc.capture.keeper import Keeper
+from waly_cdc.capture.sealing import Sealer
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.capture.shapes import Shapes
+from waly_cdc.lsn import Lsn
+from waly_cdc.source.stream import ReplicationStream, plugin_options
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What one run has archived."""
+
+    archive: str
+    entries: int
+    transactions: int
+    events: int
+    horizon: Lsn
+    horizon_time: datetime | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "archive": self.archive,
+            "entries": self.entries,
+            "transactions": self.transactions,
+            "events": self.events,
+            "horizon": {"lsn": str(self.horizon), "time": format_time(self.horizon_time)},
+        }
+
+
+def run(
+    settings: CaptureSettings,
+    *,
+    once: bool = False,
+    stop: threading.Event | None = None,
+    on_event: Callable[[str], None] = lambda _: None,
+) -> RunResult:
+    """Capture until `stop` is set; with `once`, up to the server's LSN at the start.
+
+    Ends with everything received and committed sealed and acknowledged. Raises NoArchive,
+    ArchiveLocked, SourceError, SlotLost, StorageError; what was acknowledged is durable then too.
+    """
+    with ArchiveWriter.open(settings.archive) as archive, CatalogWatch(settings.dsn) as catalog:
+        contents = archive.contents
+        entries, transactions, events = contents.entries, contents.transactions, contents.events
+        source = require_source(contents, catalog, settings)
+        attribution = Attribution()
+        shapes = Shapes(contents.relations, catalog.table)
+        sealer = Sealer(archive, shapes, attribution, catalog.facts)
+        keeper = Keeper(archive, sealer, settings, catalog)
+        if keeper.recover():
+            on_event(f"sealed what the journal held, up to {contents.horizon}")
+        require_slot(contents, catalog, source.slot)
+        target = catalog.observe() if once else None
+        stream = ReplicationStream(
+            settings.dsn, source.slot, contents.horizon, plugin_options(source.publications)
+        )
+        on_event(f"streaming from slot {source.slot} at {contents.horizon}")
+        sampler = Sampler(settings.dsn, attribution) if settings.sample else None
+        if sampler is not None:
+            sampler.start()
+        try:
+            _receive(stream, keeper, target, stop or threading.Event())
+        finally:
+            if sampler is not None:
+                sampler.stop()
+            stream.close()
+        return RunResult(
+            archive=str(settings.archive),
+            entries=contents.entries - entries,
+            transactions=contents.transactions - transactions,
+            events=contents.events - events,
+            horizon=contents.horizon,
+            horizon_time=contents.horizon_time,
+        )
+
+
+def _receive(
+    stream: ReplicationStream, keeper: Keeper, target: Lsn | None, stop: threading.Event
+) -> None:
+    """The receiver: hand everything to the keeper, until told to stop or up to the target."""
+    keeper.start(stream.acknowledge)
+    try:
+        while not stop.is_set():
+            received = stream.receive()
+            keeper.put(received, stream.keep_alive)
+            if target is not None:
+                if received.server_end >= target:
+                    break
+                if not received.frames:
+                    stream.send_status()
+        keeper.finish(stream.keep_alive)
+        stream.send_status()
+    except BaseException:
+        keeper.abandon()
+        raise

@@ -1,0 +1,60 @@
+"""What a running sidecar says of itself, in `sidecar.json` beside the archive's files.
+
+Not durable and not history: it lets `waly status` see what is not yet in the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from waly_cdc import durable
+from waly_cdc.archive.manifest import format_time
+from waly_cdc.lsn import Lsn
+
+FILE = "sidecar.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarState:
+    state: str
+    received: Lsn
+    safe: Lsn
+    acknowledged: Lsn
+    horizon: Lsn
+    horizon_time: datetime | None
+    unsealed_bytes: int
+    error: str | None = None
+
+
+def write_state(root: Path, state: SidecarState) -> None:
+    """Replace the file. A disk that is full does not stop capture here: it will elsewhere."""
+    data = {
+        "state": state.state,
+        "pid": os.getpid(),
+        "at": format_time(datetime.now(UTC)),
+        "received": str(state.received),
+        "safe": str(state.safe),
+        "acknowledged": str(state.acknowledged),
+        "horizon": str(state.horizon),
+        "horizon_time": format_time(state.horizon_time),
+        "unsealed_bytes": state.unsealed_bytes,
+        "error": state.error,
+    }
+    try:
+        durable.replace(root / FILE, json.dumps(data).encode() + b"\n", durable=False)
+    except durable.StorageError:
+        return
+
+
+def read_state(root: Path) -> dict[str, Any] | None:
+    """What the last sidecar said; None where none has run."""
+    try:
+        data = json.loads((root / FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None

@@ -1,0 +1,52 @@
+"""The journal's on-disk chunks (FORMAT.md, section 5)."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from waly_cdc.lsn import Lsn
+
+MAGIC = b"WJ1\n"
+HEADER = struct.Struct("<4sIIQQ")
+"""Magic, CRC-32 of everything after it, messages, bytes of all messages, last commit's end LSN."""
+
+CHECKED_FROM = 8
+"""Where in a chunk the bytes begin that its CRC covers."""
+
+SUFFIX = ".journal"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalChunk:
+    """Frames as received: their bytes one after the other, and each one's length (uint32, `<u4`).
+
+    `committed` is the end LSN of the last commit in the file up to and with this chunk.
+    """
+
+    data: bytes
+    lengths: bytes
+    committed: Lsn
+
+    def to_buffers(self) -> Sequence[bytes]:
+        """What is written, in order."""
+        header = HEADER.pack(
+            MAGIC, 0, len(self.lengths) // 4, len(self.data), self.committed.value
+        )
+        crc = zlib.crc32(header[CHECKED_FROM:])
+        crc = zlib.crc32(self.data, zlib.crc32(self.lengths, crc))
+        return MAGIC + crc.to_bytes(4, "little") + header[CHECKED_FROM:], self.lengths, self.data
+
+
+def journal_files(folder: Path) -> list[tuple[Lsn, Path]]:
+    """The journal's files with the LSN each begins at, in order."""
+    files = []
+    for path in folder.glob(f"*{SUFFIX}"):
+        try:
+            files.append((Lsn.from_hex(path.name.removesuffix(SUFFIX)), path))
+        except ValueError:
+            continue
+    return sorted(files)

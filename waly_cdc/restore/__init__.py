@@ -1,0 +1,1 @@
+"""Rebuilding a database, tables or files as they were at a point."""

@@ -1,0 +1,1 @@
+"""Proving that an archive is intact and that it restores."""
