@@ -1,23 +1,40 @@
-"""What the system catalogs say: the server, its tables, its sequences."""
+"""What the system catalogs say: the server, its tables, its sequences.
+
+Plain queries that every role may run, on PostgreSQL 14 to 18. None of them waits for a lock that
+somebody else holds on a table, but for `sequences`.
+"""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
+from psycopg import sql
 
+from waly_cdc.errors import SourceError, UsageError
 from waly_cdc.lsn import Lsn
-from waly_cdc.relations import StreamColumn, StreamRelation
+from waly_cdc.relations import (
+    IDENTITY_DEFAULT,
+    IDENTITY_FULL,
+    IDENTITY_INDEX,
+    StreamColumn,
+    StreamRelation,
+    quote_identifier,
+)
 from waly_cdc.source.connect import source_errors
+from waly_cdc.source.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """The server and this role's place on it. `server_version` as libpq has it: 170010 is 17.10."""
+    """The server and this role's place on it.
+
+    `server_version` as libpq has it: 170010 is 17.10. `current_lsn` is where the server writes
+    next: every transaction that had committed by then lies before it.
+    """
 
     system_identifier: str
     timeline: int
@@ -26,6 +43,8 @@ class ServerFacts:
     server_version: int
     encoding: str
     wal_level: str
+    max_replication_slots: int
+    max_wal_senders: int
     current_lsn: Lsn
     now: datetime
     is_in_recovery: bool
@@ -36,7 +55,11 @@ class ServerFacts:
 
 @dataclass(frozen=True, slots=True)
 class TableColumn:
-    """A column that is published: generated ones are not, and are left out everywhere."""
+    """A column that pgoutput publishes.
+
+    Generated columns are not published before PostgreSQL 18, and not by default since: they are
+    left out here as the Relation message leaves them out. `identity` is the flag that it carries.
+    """
 
     attnum: int
     name: str
@@ -45,12 +68,19 @@ class TableColumn:
     type_name: str
     not_null: bool
     identity: bool
-    """Part of the replica identity, as a Relation message flags it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An ordinary table or a leaf partition. `key` names the key's columns, in key order."""
+    """An ordinary table or a leaf partition.
+
+    `key` names the columns that identify a row, in key order: those of the replica identity's index
+    where one is set, else of the primary key. It is empty where there is none that the stream could
+    tell rows apart by: a deferrable key (rows may swap it within a transaction), or one over a
+    generated column. `followed` says whether the server can publish updates and deletes: publishing
+    them for other tables makes the application's own statements fail. `row_estimate` and `bytes`
+    are as of the last VACUUM or ANALYZE, or 0.
+    """
 
     oid: int
     schema: str
@@ -58,17 +88,18 @@ class Table:
     replica_identity: str
     persistence: str
     columns: tuple[TableColumn, ...]
+    generated: tuple[str, ...]
     key: tuple[str, ...]
+    followed: bool
     row_estimate: int
     bytes: int
-    generated: tuple[str, ...]
     owned: bool
     readable: bool
 
     @property
-    def followed(self) -> bool:
-        """Whether the server can publish its updates and deletes."""
-        return any(column.identity for column in self.columns)
+    def qualified_name(self) -> str:
+        """`schema.name`, quoted as in SQL where it needs quoting."""
+        return f"{quote_identifier(self.schema)}.{quote_identifier(self.name)}"
 
     def to_stream(self) -> StreamRelation:
         """The table as a Relation message would describe it."""
@@ -81,44 +112,83 @@ class Table:
         )
 
 
+class SequenceState(NamedTuple):
+    """A sequence: `nextval` gives `last_value` itself before the first call, else what follows."""
+
+    schema: str
+    name: str
+    last_value: int
+    is_called: bool
+
+
 _FACTS = """
-select d.oid::bigint, current_database(), current_setting('server_version_num')::int,
+SELECT d.oid, d.datname, current_setting('server_version_num')::int,
        current_setting('server_encoding'), current_setting('wal_level'),
-       clock_timestamp(), pg_is_in_recovery(),
-       case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
-            else pg_current_wal_insert_lsn() end::text,
-       current_user, r.rolsuper, r.rolreplication
-from pg_database d, pg_roles r
-where d.datname = current_database() and r.rolname = current_user
+       current_setting('max_replication_slots')::int, current_setting('max_wal_senders')::int,
+       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+            ELSE pg_current_wal_insert_lsn() END::text,
+       clock_timestamp(), pg_is_in_recovery(), r.rolname, r.rolsuper,
+       -- Amazon's service grants replication by this role's membership, not by the attribute.
+       r.rolsuper OR r.rolreplication OR EXISTS (
+           SELECT FROM pg_roles a
+           WHERE a.rolname = 'rds_replication' AND pg_has_role(a.oid, 'MEMBER')),
+       has_function_privilege('pg_control_system()', 'EXECUTE')
+       AND has_function_privilege('pg_control_checkpoint()', 'EXECUTE')
+FROM pg_database d, pg_roles r
+WHERE d.datname = current_database() AND r.rolname = current_user
 """
 
-_TABLES = """
-select c.oid::bigint, n.nspname, c.relname, c.relreplident::text, c.relpersistence::text,
-       greatest(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)::bigint,
-       pg_has_role(c.relowner, 'usage'), has_table_privilege(c.oid, 'select'),
-       coalesce(a.columns, '[]'::jsonb), coalesce(k.columns, '{}'), coalesce(i.columns, '{}')
-from pg_class c
-join pg_namespace n on n.oid = c.relnamespace
-left join lateral (
-    select jsonb_agg(jsonb_build_array(a.attnum, a.attname, a.atttypid::bigint, a.atttypmod,
-                     format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated)
-                     order by a.attnum) as columns
-    from pg_attribute a
-    where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) a on true
-left join lateral (
-    select array_agg(a.attname::text order by u.ord) as columns
-    from pg_index x, unnest(x.indkey::int2[]) with ordinality u(attnum, ord), pg_attribute a
-    where x.indrelid = c.oid and x.indisprimary and x.indisvalid and u.ord <= x.indnkeyatts
-      and a.attrelid = c.oid and a.attnum = u.attnum) k on true
-left join lateral (
-    select array_agg(a.attname::text order by u.ord) as columns
-    from pg_index x, unnest(x.indkey::int2[]) with ordinality u(attnum, ord), pg_attribute a
-    where x.indrelid = c.oid and x.indisreplident and x.indisvalid and u.ord <= x.indnkeyatts
-      and a.attrelid = c.oid and a.attnum = u.attnum) i on true
-where c.relkind = 'r' and c.relpersistence in ('p', 'u')
-  and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
-  and n.nspname !~ '^pg_(temp|toast_temp)_'
+# pg_control_checkpoint() still names the old timeline for a while after a promotion.
+_IDENTITY = """
+SELECT s.system_identifier::text,
+       CASE WHEN pg_is_in_recovery() THEN c.timeline_id
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
+FROM pg_control_system() s, pg_control_checkpoint() c
 """
+
+# An index counts as RelationGetIndexList in PostgreSQL's relcache.c has it. Sizes come from the
+# catalog, because pg_table_size() waits for whoever has the table locked.
+_TABLES: LiteralString = """
+SELECT c.oid, n.nspname, c.relname, c.relreplident::text, c.relpersistence::text,
+       (SELECT jsonb_agg(jsonb_build_array(a.attnum, a.attname, a.atttypid::bigint, a.atttypmod,
+                             format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated)
+                         ORDER BY a.attnum)
+        FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (string_to_array(p.indkey::text, ' ')::int[])[:p.indnkeyatts],
+       (string_to_array(i.indkey::text, ' ')::int[])[:i.indnkeyatts],
+       greatest(c.reltuples, pg_stat_get_live_tuples(c.oid), 0)::bigint,
+       (c.relpages + coalesce(t.relpages, 0)) * current_setting('block_size')::bigint,
+       pg_has_role(c.relowner, 'USAGE'),
+       coalesce(has_table_privilege(c.oid, 'SELECT'), false)
+           AND has_schema_privilege(n.oid, 'USAGE') AND NOT row_security_active(c.oid)
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_class t ON t.oid = c.reltoastrelid
+LEFT JOIN pg_index p ON p.indrelid = c.oid AND p.indisprimary AND p.indisvalid AND p.indimmediate
+LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisreplident AND i.indisvalid
+                        AND i.indisunique AND i.indimmediate AND i.indpred IS NULL
+"""
+_ALL: LiteralString = """
+WHERE c.relkind = 'r' AND c.relpersistence IN ('p', 'u') AND c.oid >= 16384
+      AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+ORDER BY n.nspname, c.relname
+"""
+_ONE: LiteralString = "WHERE c.oid = %s"
+
+_SEQUENCES = """
+SELECT n.nspname, c.relname
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND c.oid >= 16384
+      AND has_sequence_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+ORDER BY n.nspname, c.relname
+"""
+_SEQUENCE_BATCH = 200
+_SEQUENCE_TRIES = 5
+
+_GENERATED_PUBLISHABLE = 180000
+"""From this version on the server refuses to update a table whose replica identity has a generated
+column that is not published."""
 
 
 def server_facts(connection: psycopg.Connection) -> ServerFacts:
@@ -126,31 +196,31 @@ def server_facts(connection: psycopg.Connection) -> ServerFacts:
     with source_errors():
         row = connection.execute(_FACTS).fetchone()
         assert row is not None
-        system_identifier, timeline = _identity(connection)
+        if not row[13]:
+            raise SourceError(
+                f"role {row[10]} may not ask which server this is",
+                hint="as a superuser: GRANT EXECUTE ON FUNCTION pg_control_system(),"
+                f" pg_control_checkpoint() TO {quote_identifier(row[10])}",
+            )
+        identity = connection.execute(_IDENTITY).fetchone()
+        assert identity is not None
     return ServerFacts(
-        system_identifier=system_identifier,
-        timeline=timeline,
+        system_identifier=identity[0],
+        timeline=identity[1],
         database=row[1],
         database_oid=row[0],
         server_version=row[2],
         encoding=row[3],
         wal_level=row[4],
-        now=row[5],
-        is_in_recovery=row[6],
+        max_replication_slots=row[5],
+        max_wal_senders=row[6],
         current_lsn=Lsn.parse(row[7]),
-        role=row[8],
-        is_superuser=row[9],
-        can_replicate=row[9] or row[10],
+        now=row[8],
+        is_in_recovery=row[9],
+        role=row[10],
+        is_superuser=row[11],
+        can_replicate=row[12],
     )
-
-
-def _identity(connection: psycopg.Connection) -> tuple[str, int]:
-    row = connection.execute(
-        "select s.system_identifier::text, c.timeline_id"
-        " from pg_control_system() s, pg_control_checkpoint() c"
-    ).fetchone()
-    assert row is not None
-    return row[0], row[1]
 
 
 def tables(
@@ -162,79 +232,101 @@ def tables(
 ) -> list[Table]:
     """The user's tables in order of schema and name: ordinary ones and leaf partitions.
 
-    A pattern is `name` or `schema.name` with shell wildcards. Unlogged tables are not in the log
-    and are given only when asked for. Raises SourceError.
+    For patterns see `Selection`. Unlogged tables are not in the log, and are given only when asked
+    for. Raises UsageError for a pattern that matches nothing, SourceError.
     """
+    selection = Selection(patterns, exclude)
     with source_errors():
-        rows = connection.execute(_TABLES + " order by n.nspname, c.relname").fetchall()
-    found = [_table(row) for row in rows]
+        rows = connection.execute(_TABLES + _ALL).fetchall()
+    version = connection.info.server_version
+    found = [_table(row, version) for row in rows]
+    missed = selection.unmatched([(table.schema, table.name) for table in found])
+    if missed:
+        raise UsageError(
+            f"no table matches {', '.join(missed)}",
+            hint="name, schema.name or a pattern such as sales.*, quoted as in SQL where needed",
+        )
     return [
         table
         for table in found
-        if (table.persistence == "p" or unlogged)
-        and (not patterns or _matches(table, patterns))
-        and not _matches(table, exclude)
+        if (unlogged or table.persistence == "p") and selection.includes(table.schema, table.name)
     ]
 
 
 def table(connection: psycopg.Connection, oid: int) -> Table | None:
-    """One table; None if it is gone. Raises SourceError."""
+    """One table as it is now; None if it is gone. Raises SourceError."""
     with source_errors():
-        row = connection.execute(_TABLES + " and c.oid = %s", (oid,)).fetchone()
-    return None if row is None else _table(row)
+        row = connection.execute(_TABLES + _ONE, (oid,)).fetchone()
+    return None if row is None else _table(row, connection.info.server_version)
 
 
-def sequences(connection: psycopg.Connection) -> list[tuple[str, str, int, bool]]:
-    """Schema, name, last value and `is_called` of every sequence this role may read."""
-    # pg_sequence_last_value gives NULL for a sequence that has not been called, which then
-    # stands at its start value.
+def sequences(connection: psycopg.Connection) -> list[SequenceState]:
+    """Every sequence that this role may read, exactly as it stands now.
+
+    The sequences themselves are read, some hundred at a time: `pg_sequences` cannot tell where one
+    stands that `setval(…, false)` has set. Needs an autocommit connection. Raises SourceError.
+    """
     with source_errors():
-        rows = connection.execute(
-            "select schemaname::text, sequencename::text, coalesce(last_value, start_value),"
-            " last_value is not null from pg_sequences"
-            " where has_sequence_privilege(format('%I.%I', schemaname, sequencename), 'select')"
-            " order by 1, 2"
-        ).fetchall()
-    return [(row[0], row[1], row[2], row[3]) for row in rows]
+        for attempt in range(1, _SEQUENCE_TRIES + 1):
+            names = connection.execute(_SEQUENCES).fetchall()
+            try:
+                return [
+                    state
+                    for start in range(0, len(names), _SEQUENCE_BATCH)
+                    for state in _read_sequences(connection, names[start : start + _SEQUENCE_BATCH])
+                ]
+            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+                # Dropped since it was listed.
+                if attempt == _SEQUENCE_TRIES:
+                    raise
+    raise AssertionError("the loop returns or raises")
 
 
-def _table(row: tuple[Any, ...]) -> Table:
-    (oid, schema, name, identity, persistence, estimate, size, owned, readable, attributes) = row[
-        :10
-    ]
-    primary, index = row[10], row[11]
-    members = {"d": primary, "i": index, "n": []}.get(identity)
-    columns = tuple(
-        TableColumn(
-            attnum=attnum,
-            name=column,
-            type_oid=type_oid,
-            typmod=typmod,
-            type_name=type_name,
-            not_null=not_null,
-            identity=members is None or column in members,
+def _read_sequences(
+    connection: psycopg.Connection, names: Sequence[tuple[str, str]]
+) -> list[SequenceState]:
+    query = sql.SQL(" UNION ALL ").join(
+        sql.SQL("SELECT {}::int, last_value, is_called FROM {}").format(
+            sql.Literal(number), sql.Identifier(schema, name)
         )
-        for attnum, column, type_oid, typmod, type_name, not_null, generated in attributes
-        if not generated
+        for number, (schema, name) in enumerate(names)
     )
+    return [
+        SequenceState(*names[number], last_value, is_called)
+        for number, last_value, is_called in connection.execute(query)
+    ]
+
+
+def _table(row: tuple[Any, ...], server_version: int) -> Table:
+    oid, schema, name, replica_identity, persistence, attributes, primary, index = row[:8]
+    names = {attribute[0]: attribute[1] for attribute in attributes or ()}
+    generated = {attribute[0] for attribute in attributes or () if attribute[6]}
+    identity = {
+        IDENTITY_DEFAULT: set(primary or ()),
+        IDENTITY_INDEX: set(index or ()),
+        IDENTITY_FULL: set(names),
+    }.get(replica_identity, set())
+    if replica_identity == IDENTITY_FULL and server_version < _GENERATED_PUBLISHABLE:
+        publishable = bool(identity - generated)
+    else:
+        publishable = bool(identity) and not identity & generated
+    key = (index if replica_identity == IDENTITY_INDEX else None) or primary or ()
     return Table(
         oid=oid,
         schema=schema,
         name=name,
-        replica_identity=identity,
+        replica_identity=replica_identity,
         persistence=persistence,
-        columns=columns,
-        key=tuple(index if identity == "i" else primary),
-        row_estimate=estimate,
-        bytes=size,
-        generated=tuple(attribute[1] for attribute in attributes if attribute[6]),
-        owned=owned,
-        readable=readable,
-    )
-
-
-def _matches(table: Table, patterns: Sequence[str]) -> bool:
-    return any(
-        fnmatch.fnmatchcase(f"{table.schema}.{table.name}" if "." in pattern else table.name, pattern)
-        for pattern in patterns
+        columns=tuple(
+            TableColumn(*attribute[:6], identity=attribute[0] in identity)
+            for attribute in attributes or ()
+            if attribute[0] not in generated
+        ),
+        generated=tuple(names[attnum] for attnum in sorted(generated)),
+        key=() if generated.intersection(key) else tuple(names[attnum] for attnum in key),
+        followed=publishable,
+        row_estimate=row[8],
+        bytes=row[9],
+        owned=row[10],
+        readable=row[11],
     )

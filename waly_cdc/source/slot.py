@@ -64,13 +64,17 @@ def default_name(database: str) -> str:
     return f"waly_{safe}_{hashlib.sha256(database.encode()).hexdigest()[:12]}"
 
 
-def create(connection: psycopg.Connection, name: str, *, plugin: str = "pgoutput", temporary: bool = False) -> CreatedSlot:
+def create(
+    connection: psycopg.Connection, name: str, *, plugin: str = "pgoutput", temporary: bool = False
+) -> CreatedSlot:
     """Create a logical slot over a replication connection, exporting a snapshot.
 
     Waits for all transactions that are open. Raises SourceError.
     """
     kind = "TEMPORARY " if temporary else ""
-    export = "(SNAPSHOT 'export')" if connection.info.server_version >= 150000 else "EXPORT_SNAPSHOT"
+    export = (
+        "(SNAPSHOT 'export')" if connection.info.server_version >= 150000 else "EXPORT_SNAPSHOT"
+    )
     command = f'CREATE_REPLICATION_SLOT "{name}" {kind}LOGICAL "{plugin}" {export}'
     with source_errors():
         result = connection.pgconn.exec_(command.encode())

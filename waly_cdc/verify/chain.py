@@ -1,0 +1,150 @@
+"""The manifest read from its first entry on, past every fault, so that all of them are reported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from waly_cdc.archive import layout
+from waly_cdc.archive.contents import Contents
+from waly_cdc.archive.manifest import Entry, File, digest
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.errors import ArchiveCorrupt, CouldNotVerify, NoArchive
+from waly_cdc.findings import Finding
+
+
+def read_chain(store: LocalStore) -> tuple[Contents, list[Finding]]:
+    """What all readable entries together say, and what is wrong with the manifest.
+
+    Raises NoArchive where there is no entry at all, CouldNotVerify where reading is refused.
+    """
+    numbers, checkpoints = set(), set()
+    for path in store.list(layout.MANIFEST):
+        if (number := layout.entry_number(path)) is not None:
+            numbers.add(number)
+        elif (number := layout.checkpoint_number(path)) is not None:
+            checkpoints.add(number)
+    if not numbers:
+        raise NoArchive(
+            f"no archive at {store.root}",
+            hint="create one with `waly init`, or name another with --archive",
+        )
+    contents, findings = Contents(), []
+    whole = True
+    for number in range(max(numbers) + 1):
+        faults = _read_entry(store, number, contents)
+        whole = whole and not faults
+        findings += faults
+        if number in checkpoints and whole:
+            findings += _check_checkpoint(store, number, contents)
+    findings += [
+        Finding(
+            "manifest.end",
+            "fail",
+            layout.checkpoint_path(number),
+            f"the manifest ends with entry {max(numbers)}, and this checkpoint sums up later ones",
+        )
+        for number in sorted(checkpoints)
+        if number > max(numbers)
+    ]
+    return contents, findings
+
+
+def read_file(store: LocalStore, path: str) -> bytes | Finding:
+    """A file's content, or the finding that it cannot be had."""
+    try:
+        return store.read(path)
+    except FileNotFoundError:
+        return Finding("file.missing", "fail", path, "the file is missing")
+    except PermissionError as error:
+        raise refused(path) from error
+    except OSError as error:
+        return Finding("file.unreadable", "fail", path, f"the file cannot be read: {error.strerror}")
+
+
+def refused(path: str) -> CouldNotVerify:
+    return CouldNotVerify(
+        f"not allowed to read {path}", hint="run the verification as the archive's owner"
+    )
+
+
+def _read_entry(store: LocalStore, number: int, contents: Contents) -> list[Finding]:
+    """Add entry `number` to the contents whatever is wrong with it; the faults."""
+    path = layout.entry_path(number)
+    content = read_file(store, path)
+    if isinstance(content, Finding):
+        contents.entries, contents.head = number + 1, ""
+        return [content]
+    try:
+        entry = Entry.from_bytes(content, path)
+    except ArchiveCorrupt as error:
+        contents.entries, contents.head = number + 1, digest(content)
+        return [Finding("manifest.entry", "fail", path, error.message)]
+    faults = []
+    if entry.number != number or entry.previous != (contents.head or entry.previous):
+        faults.append(
+            Finding(
+                "manifest.chain",
+                "fail",
+                path,
+                "the entry does not hold the hash of the one before it: one of the two was changed",
+            )
+        )
+    if contents.baselines and contents.head and entry.start != contents.horizon:
+        message = f"begins at {entry.start}, and the entry before it ends at {contents.horizon}"
+        faults.append(Finding("manifest.range", "fail", path, message))
+    faults += _check_sums(entry, path)
+    contents.entries, contents.head, contents.horizon = entry.number, entry.previous, entry.start
+    contents.apply(entry, content)
+    contents.entries = number + 1
+    return faults
+
+
+def _check_sums(entry: Entry, path: str) -> list[Finding]:
+    """Whether an entry's own numbers agree with the files it names."""
+    faults = []
+    transactions = [file for file in entry.files if file.kind == "transactions"]
+    events = [file for file in entry.files if file.kind == "events"]
+    for what, stated, files in (
+        ("transactions", entry.transactions, transactions),
+        ("events", entry.events, events),
+    ):
+        if (rows := sum(file.rows for file in files)) != stated:
+            message = f"says {stated} {what}, and its files have {rows}"
+            faults.append(Finding("manifest.count", "fail", path, message))
+    for file in (*transactions, *events):
+        if not entry.start <= file.first_lsn <= file.last_lsn < entry.end:
+            message = f"holds {file.first_lsn} to {file.last_lsn}, outside its entry's range"
+            faults.append(Finding("manifest.range", "fail", file.path, message))
+    rows = _baseline_rows(entry.files)
+    for baseline in entry.baselines:
+        if (found := rows.pop(baseline.oid, 0)) != baseline.rows:
+            message = f"baseline of {baseline.rows} rows, and its files have {found}"
+            faults.append(Finding("manifest.count", "fail", f"{path}: oid {baseline.oid}", message))
+    return faults
+
+
+def _baseline_rows(files: Iterable[File]) -> Counter[int]:
+    rows: Counter[int] = Counter()
+    for file in files:
+        if file.kind == "baseline" and file.oid is not None:
+            rows[file.oid] += file.rows
+    return rows
+
+
+def _check_checkpoint(store: LocalStore, number: int, contents: Contents) -> list[Finding]:
+    """A checkpoint is derived, so a damaged one costs time only; but one that is whole and says
+    something else than the entries would mislead every reader."""
+    path = layout.checkpoint_path(number)
+    content = read_file(store, path)
+    if isinstance(content, Finding):
+        return [content]
+    try:
+        stored = Contents.from_checkpoint(content)
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"damaged ({error}): readers skip it; it can be deleted"
+        return [Finding("manifest.checkpoint", "warn", path, message)]
+    if stored != contents:
+        message = "says something else than the entries it sums up; delete it"
+        return [Finding("manifest.checkpoint", "fail", path, message)]
+    return []
