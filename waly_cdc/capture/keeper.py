@@ -37,7 +37,7 @@ from waly_cdc.journal.writer import JournalWriter
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.source.stream import Received
 
-QUEUE_BYTES = 48 << 20
+QUEUE_BYTES = 24 << 20
 """Bytes of frames that may wait for the keeper; then the receiver stops reading."""
 
 SYNC_EVERY = 0.25

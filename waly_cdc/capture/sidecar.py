@@ -6,6 +6,7 @@ that takes time. The keeper (`waly_cdc.capture.keeper`) journals, acknowledges a
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.lsn import Lsn
 from waly_cdc.source.stream import ReplicationStream, plugin_options
+
+SWITCH_INTERVAL = 0.0002
+"""Seconds that one thread may keep the interpreter lock while the other wants it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,10 @@ def _receive(
     stream: ReplicationStream, keeper: Keeper, target: Lsn | None, stop: threading.Event
 ) -> None:
     """The receiver: hand everything to the keeper, until told to stop or up to the target."""
+    interval = sys.getswitchinterval()
+    # The keeper gives the interpreter lock up for every call into Arrow, and must not wait long to
+    # have it back from a receiver that never sleeps.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     keeper.start(stream.acknowledge)
     try:
         while not stop.is_set():
@@ -112,3 +120,5 @@ def _receive(
     except BaseException:
         keeper.abandon()
         raise
+    finally:
+        sys.setswitchinterval(interval)

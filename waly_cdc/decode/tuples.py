@@ -23,7 +23,11 @@ _TEXT, _NULL, _UNCHANGED = ord("t"), ord("n"), ord("u")
 
 class Bytes:
     """A chunk's bytes, for vectorised reads. A position outside reads some byte inside: positions
-    only grow along a message, so a message that runs over its end is found by where it ends."""
+    only grow along a message, so a message that runs over its end is found by where it ends.
+
+    The wider arrays overlap themselves, one element per byte. Indexing gathers from them in place;
+    `take` would first copy them whole.
+    """
 
     def __init__(self, data: bytes) -> None:
         if not 4 <= len(data) < 1 << 31:
@@ -38,13 +42,14 @@ class Bytes:
         return self._uint8.take(at, mode="clip")
 
     def uint16(self, at: Positions) -> Positions:
-        return self._uint16.take(at, mode="clip").astype(np.int64)
+        return self._uint16[np.minimum(at, len(self._uint16) - 1)].astype(np.int64)
 
     def uint32(self, at: Positions) -> Positions:
-        return self._uint32.take(at, mode="clip").astype(np.int64)
+        return self._uint32[np.minimum(at, len(self._uint32) - 1)].astype(np.int64)
 
     def int64(self, at: Positions) -> Positions:
-        return self._uint64.take(at, mode="clip").astype(np.uint64).view(np.int64)
+        values = self._uint64[np.minimum(at, len(self._uint64) - 1)]
+        return values.astype(np.uint64).view(np.int64)
 
 
 @dataclass(slots=True)

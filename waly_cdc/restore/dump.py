@@ -1,9 +1,9 @@
 """Reading a schema dump: the table of contents of pg_dump's custom format.
 
-A dump made with `--schema-only` is nothing but its table of contents: every object with its SQL, its
-section, its catalog oid and what it depends on. It is read here rather than through `pg_restore`, so
-that a restore needs no PostgreSQL programs at all, least of all one as new as the pg_dump that wrote
-the dump; and names come as they are, not as a listing prints them.
+A dump made with `--schema-only` is nothing but its table of contents: every object with its SQL,
+its section, its catalog oid and what it depends on. It is read here rather than through
+`pg_restore`, so that a restore needs no PostgreSQL programs at all, least of all one as new as the
+pg_dump that wrote the dump; and names come as they are, not as a listing prints them.
 
 The format is what `ReadHead` and `ReadToc` of PostgreSQL's pg_backup_archiver.c read: versions 1.14
 (PostgreSQL 12 to 15), 1.15 (16) and 1.16 (17 and 18).
@@ -36,8 +36,9 @@ class Item:
     """One object of a dump.
 
     `kind` is pg_dump's word (`TABLE`, `FK CONSTRAINT`, …), `catalog` the oid of the system catalog
-    that `oid` belongs to (0 where the item is no object of its own), `depends_on` the ids of items
-    that must be there first. A dump lists its items in an order that satisfies that.
+    that `oid` belongs to (0 where the item is no object of its own), `partitioned` says of a table
+    that it has no rows of its own, `depends_on` lists the ids of items that must be there first. A
+    dump lists its items in an order that satisfies that.
     """
 
     id: int
@@ -49,6 +50,7 @@ class Item:
     catalog: int = 0
     oid: int = 0
     access_method: str = ""
+    partitioned: bool = False
     depends_on: tuple[int, ...] = ()
 
 
@@ -132,8 +134,8 @@ def _read_item(reader: _Reader, version: tuple[int, int]) -> Item:
     schema = reader.text() or ""
     reader.text()  # tablespace
     access_method = reader.text() or ""
-    if version >= (1, 16):
-        reader.integer()  # relkind
+    # Before 1.16 a dump does not tell the kind of relation, and partitioned tables had no method.
+    partitioned = chr(reader.integer()) == "p" if version >= (1, 16) else not access_method
     reader.text()  # owner
     reader.text()  # whether the table has oids
     depends_on = []
@@ -150,5 +152,6 @@ def _read_item(reader: _Reader, version: tuple[int, int]) -> Item:
         catalog=catalog,
         oid=oid,
         access_method=access_method,
+        partitioned=kind == "TABLE" and partitioned,
         depends_on=tuple(dict.fromkeys(depends_on)),
     )

@@ -50,7 +50,7 @@ _NOT_RESTORED = _SESSION_ITEMS | {
 # A failure of these is reported and does not fail the restore: they need a role, an owner or a
 # superuser of the old server, and no row depends on them. Without its policies a table that has row
 # security shows nothing, so leaving one out opens nothing.
-_OPTIONAL = frozenset({"COMMENT", "SECURITY LABEL", "POLICY", "EVENT TRIGGER", "REFRESH"})
+_OPTIONAL = frozenset({"COMMENT", "SECURITY LABEL", "POLICY", "EVENT TRIGGER"})
 _LAST = ("EVENT TRIGGER",)
 _VIEWS = frozenset({"VIEW", "MATERIALIZED VIEW"})
 _VIEW_RULE = " _RETURN"
@@ -58,13 +58,18 @@ _VIEW_RULE = " _RETURN"
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL that makes one object. `what` names it for people, `optional` says that a restore goes on
-    without it, `table` that it makes a table."""
+    """SQL that makes one object of a dump. A restore goes on without an `optional` one."""
 
     sql: str
-    what: str
+    kind: str
+    schema: str
+    tag: str
     optional: bool = False
-    table: bool = False
+
+    @property
+    def what(self) -> str:
+        """The object for people."""
+        return describe(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class TableItem:
     oid: int
     schema: str
     name: str
+    partitioned: bool = False
 
     @property
     def qualified_name(self) -> str:
@@ -95,7 +101,7 @@ class Schema:
 def table_items(items: Iterable[Item]) -> list[TableItem]:
     """The tables of a dump, in its order."""
     return [
-        TableItem(item.oid, item.schema, item.tag)
+        TableItem(item.oid, item.schema, item.tag, item.partitioned)
         for item in items
         if item.kind == "TABLE" and item.catalog == PG_CLASS
     ]
@@ -144,17 +150,16 @@ def some_tables(items: Sequence[Item], oids: Collection[int]) -> Schema:
         elif item.kind in _VIEWS or item.tag.endswith(_VIEW_RULE) or graph.belongs_to(item, mine):
             left_out.append(describe(item))
     graph.attach(chosen, mine)
-    parents = {parent for _, parent in _attachments(items)}
     left_out += [
         f"rows of {describe(item)}"
         for item in items
-        if item.id in chosen - mine - parents and _is_table(item)
+        if item.id in chosen - mine and _is_table(item) and not item.partitioned
     ]
     return _schema(items, chosen, oids, left_out)
 
 
-def describe(item: Item) -> str:
-    """The item for people: `fk constraint app.orders orders_customer_id_fkey`."""
+def describe(item: Item | Statement) -> str:
+    """The object for people: `fk constraint app.orders orders_customer_id_fkey`."""
     return f"{item.kind.lower()} {item.schema}{'.' if item.schema else ''}{item.tag}"
 
 
@@ -248,12 +253,13 @@ def _statement(item: Item) -> Statement:
     elif item.access_method not in ("", "heap"):
         method = quote_identifier(item.access_method)
         sql = f"set default_table_access_method = {method};\n{sql}\n{_HEAP}"
-    return Statement(sql, describe(item), item.kind in _OPTIONAL, _is_table(item))
+    return Statement(sql, item.kind, item.schema, item.tag, item.kind in _OPTIONAL)
 
 
 def _refresh(item: Item) -> Statement:
     name = f"{quote_identifier(item.schema)}.{quote_identifier(item.tag)}"
-    return Statement(f"REFRESH MATERIALIZED VIEW {name};", f"rows of {describe(item)}", True)
+    sql = f"REFRESH MATERIALIZED VIEW {name};"
+    return Statement(sql, "MATERIALIZED VIEW DATA", item.schema, item.tag, True)
 
 
 def _is_table(item: Item) -> bool:

@@ -150,11 +150,12 @@ FROM pg_control_system() s, pg_control_checkpoint() c
 # catalog, because pg_table_size() waits for whoever has the table locked.
 _TABLES: LiteralString = """
 SELECT c.oid, n.nspname, c.relname, c.relreplident::text, c.relpersistence::text,
-       (SELECT jsonb_agg(jsonb_build_array(a.attnum, a.attname, a.atttypid::bigint, a.atttypmod,
-                             format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated)
-                         ORDER BY a.attnum)
-        FROM pg_attribute a
-        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       coalesce((SELECT jsonb_agg(jsonb_build_array(
+                            a.attnum, a.attname, a.atttypid::bigint, a.atttypmod,
+                            format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated)
+                            ORDER BY a.attnum)
+                 FROM pg_attribute a
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
        (string_to_array(p.indkey::text, ' ')::int[])[:p.indnkeyatts],
        (string_to_array(i.indkey::text, ' ')::int[])[:i.indnkeyatts],
        greatest(c.reltuples, pg_stat_get_live_tuples(c.oid), 0)::bigint,
@@ -180,15 +181,17 @@ _SEQUENCES = """
 SELECT n.nspname, c.relname
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND c.oid >= 16384
-      AND has_sequence_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+      -- Asked of anything but a sequence it is an error, and the planner may ask first.
+      AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT') END
+      AND has_schema_privilege(n.oid, 'USAGE')
 ORDER BY n.nspname, c.relname
 """
 _SEQUENCE_BATCH = 200
 _SEQUENCE_TRIES = 5
 
-_GENERATED_PUBLISHABLE = 180000
-"""From this version on the server refuses to update a table whose replica identity has a generated
-column that is not published."""
+GENERATED_REFUSED = 180000
+"""From this version on the server refuses to update a published table whose replica identity has a
+generated column that is not published."""
 
 
 def server_facts(connection: psycopg.Connection) -> ServerFacts:
@@ -299,14 +302,14 @@ def _read_sequences(
 
 def _table(row: tuple[Any, ...], server_version: int) -> Table:
     oid, schema, name, replica_identity, persistence, attributes, primary, index = row[:8]
-    names = {attribute[0]: attribute[1] for attribute in attributes or ()}
-    generated = {attribute[0] for attribute in attributes or () if attribute[6]}
+    names = {attribute[0]: attribute[1] for attribute in attributes}
+    generated = {attribute[0] for attribute in attributes if attribute[6]}
     identity = {
         IDENTITY_DEFAULT: set(primary or ()),
         IDENTITY_INDEX: set(index or ()),
         IDENTITY_FULL: set(names),
     }.get(replica_identity, set())
-    if replica_identity == IDENTITY_FULL and server_version < _GENERATED_PUBLISHABLE:
+    if replica_identity == IDENTITY_FULL and server_version < GENERATED_REFUSED:
         publishable = bool(identity - generated)
     else:
         publishable = bool(identity) and not identity & generated
@@ -318,9 +321,11 @@ def _table(row: tuple[Any, ...], server_version: int) -> Table:
         replica_identity=replica_identity,
         persistence=persistence,
         columns=tuple(
-            TableColumn(*attribute[:6], identity=attribute[0] in identity)
-            for attribute in attributes or ()
-            if attribute[0] not in generated
+            TableColumn(
+                attnum, column, type_oid, typmod, type_name, not_null, identity=attnum in identity
+            )
+            for attnum, column, type_oid, typmod, type_name, not_null, generation in attributes
+            if not generation
         ),
         generated=tuple(names[attnum] for attnum in sorted(generated)),
         key=() if generated.intersection(key) else tuple(names[attnum] for attnum in key),

@@ -35,7 +35,7 @@ LOCK_WAIT = "60s"
 """How long a statement of ours waits for a lock before it fails and says so."""
 
 _SESSION_SETTINGS: Mapping[str, str] = {
-    # The connection that exports a snapshot is idle in a transaction for as long as the copies take.
+    # Whoever exports a snapshot is idle in a transaction for as long as the copies take.
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
     "statement_timeout": "0",
@@ -68,7 +68,7 @@ WHERE lower(name) IN (SELECT lower(s.name) FROM pg_catalog.pg_settings s)
 
 
 def conninfo(dsn: str, **overrides: str) -> str:
-    """The connection string with parameters replaced, and defaults for timeouts that it leaves open.
+    """The connection string with parameters replaced, and defaults for timeouts it leaves open.
 
     What it does not name comes from libpq's `PG*` environment, service files and `~/.pgpass`, so it
     may be empty. Raises SourceError for one that libpq cannot read.
@@ -181,7 +181,7 @@ def _describe(error: psycopg.Error) -> str:
 _RETRY_CLASSES = frozenset({"08", "57"})
 _RETRY_STATES = frozenset({"53300", "40001", "40P01", "55P03"})
 
-_PASSWORD_HINT = (
+_AUTHENTICATION_HINT = (
     "set the password in ~/.pgpass, PGPASSWORD, a service file or the connection string"
 )
 _HBA_HINT = "add a line for this user, database and address to the server's pg_hba.conf, and reload"
@@ -196,7 +196,7 @@ _SENDERS_HINT = "raise max_wal_senders and restart the server, or end a connecti
 _CONNECTIONS_HINT = "raise max_connections, or end connections that nobody uses"
 
 _HINTS = {
-    "28P01": _PASSWORD_HINT,
+    "28P01": _AUTHENTICATION_HINT,
     "28000": _HBA_HINT,
     "3D000": "check the database's name: psql -l lists them",
     "42501": "`waly check --fix-sql` prints the statements that grant what the role lacks",
@@ -204,17 +204,18 @@ _HINTS = {
     "42710": "`waly slot show` describes it; `waly slot drop --yes` removes one that is left over",
     "55006": "another process has it open: is another sidecar running?",
     "55P03": "another session holds a lock on it: see pg_blocking_pids(), and try again",
-    "57P01": "the server ended the connection: it is shutting down, or an administrator asked it to",
+    "57P01": "the server is shutting down, or an administrator ended the connection: try again",
     "57P03": "the server is starting up, shutting down or a standby: try again when it is ready",
     "57014": "the statement was cancelled on the server",
     "53100": "free space on the server's disk",
+    "58P01": "install the output plugin on the server: `waly check` looks at it",
 }
 
 # By parts of libpq's messages, most telling first. Those the server sends are in its own language
 # (lc_messages): what is not recognised gets no hint.
 _REFUSALS = (
-    ("password authentication failed", _PASSWORD_HINT),
-    ("no password supplied", _PASSWORD_HINT),
+    ("password authentication failed", _AUTHENTICATION_HINT),
+    ("no password supplied", _AUTHENTICATION_HINT),
     ("no pg_hba.conf entry", _HBA_HINT),
     ("pg_hba.conf rejects", _HBA_HINT),
     ("authentication failed", "check the user, and the server's pg_hba.conf"),

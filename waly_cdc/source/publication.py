@@ -1,60 +1,132 @@
 """Publications: which changes the server sends.
 
-There are two, because a publication that publishes updates of a table without replica identity
+There are two, because a publication that publishes updates of a table without a replica identity
 makes the application's own UPDATE fail. `<slot>_all` publishes inserts and truncates of all tables,
-`<slot>_keyed` updates and deletes of those that have an identity.
+`<slot>_keyed` updates and deletes of those that have an identity. Of two publications of one table
+pgoutput sends what either publishes.
+
+Publications that are there already, made by an owner for a role that may not make them, are used as
+they are. They must exist before the slot does: pgoutput looks them up as of the change it decodes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
+from waly_cdc.errors import SourceError
 from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import source_errors
+
+_ALL_ACTIONS = frozenset({"insert", "truncate"})
+_KEYED_ACTIONS = frozenset({"update", "delete"})
+_NAME_LIMIT = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A publication as the catalog shows it.
+
+    `tables` holds schema and name of each, `restricted` those of which it leaves out rows or
+    columns.
+    """
+
+    name: str
+    actions: frozenset[str]
+    every_table: bool
+    via_root: bool
+    owned: bool
+    tables: frozenset[tuple[str, str]]
+    restricted: frozenset[tuple[str, str]]
 
 
 def names(slot: str) -> tuple[str, str]:
     """The two publications of a slot: for all tables, and for those with an identity."""
-    return f"{slot[:57]}_all", f"{slot[:57]}_keyed"
+    room = _NAME_LIMIT - len("_keyed")
+    if len(slot) > room:
+        slot = f"{slot[: room - 9]}_{hashlib.sha256(slot.encode()).hexdigest()[:8]}"
+    return f"{slot}_all", f"{slot}_keyed"
+
+
+def look(
+    connection: psycopg.Connection, slot: str
+) -> tuple[Publication | None, Publication | None]:
+    """The two publications of a slot, as far as they exist. Raises SourceError."""
+    with source_errors():
+        rows = connection.execute(_LOOK, (list(names(slot)),)).fetchall()
+    found = {
+        row[0]: Publication(
+            name=row[0],
+            actions=frozenset(row[1]),
+            every_table=row[2],
+            via_root=row[3],
+            owned=row[4],
+            tables=frozenset((schema, table) for schema, table in row[5]),
+            restricted=frozenset((schema, table) for schema, table in row[6]),
+        )
+        for row in rows
+    }
+    everything, keyed = names(slot)
+    return found.get(everything), found.get(keyed)
+
+
+def existing(connection: psycopg.Connection, slot: str) -> set[str]:
+    """The names of those of the slot's publications that exist. Raises SourceError."""
+    return {publication.name for publication in look(connection, slot) if publication}
 
 
 def plan(
     connection: psycopg.Connection, slot: str, tables: Sequence[Table], *, every_table: bool
 ) -> list[sql.Composed]:
-    """The statements that make what is missing, in order; none if all is there.
+    """The statements that make what is missing, in order; none if both are there.
 
-    With `every_table`, tables made later are published as well, which takes a superuser; else only
-    `tables` are, which takes their owner.
+    With `every_table`, inserts into tables made later are published as well, which takes a
+    superuser; else only `tables` are, which takes their owner. Raises SourceError where one exists
+    that does not publish what it should.
     """
+    there = look(connection, slot)
+    _check_fit(there)
+    statements = creation(slot, tables, every_table=every_table)
+    return [statement for statement, found in zip(statements, there, strict=True) if found is None]
+
+
+def creation(slot: str, tables: Sequence[Table], *, every_table: bool) -> list[sql.Composed]:
+    """The statements that make both publications where there are none."""
     everything, keyed = names(slot)
-    there = existing(connection, slot)
+    which = sql.SQL("FOR ALL TABLES ") if every_table else _for_tables(tables)
+    return [
+        _create(everything, which, "insert, truncate"),
+        _create(keyed, _for_tables([t for t in tables if t.followed]), "update, delete"),
+    ]
+
+
+def changes(
+    there: tuple[Publication | None, Publication | None], tables: Sequence[Table]
+) -> list[sql.Composed]:
+    """The statements that bring publications up to date with tables made or altered since."""
+    everything, keyed = there
     statements = []
-    if everything not in there:
-        which = sql.SQL("for all tables ") if every_table else _for_tables(tables)
-        statements.append(
-            sql.SQL("create publication {} {}with (publish = 'insert, truncate')").format(
-                sql.Identifier(everything), which
-            )
-        )
-    if keyed not in there:
-        statements.append(
-            sql.SQL("create publication {} {}with (publish = 'update, delete')").format(
-                sql.Identifier(keyed), _for_tables([t for t in tables if t.followed])
-            )
-        )
+    if everything and not everything.every_table:
+        missing = [table for table in tables if _id(table) not in everything.tables]
+        statements += _alter(everything, "ADD", missing)
+    if keyed:
+        broken = [t for t in tables if not t.followed and _id(t) in keyed.tables]
+        missing = [t for t in tables if t.followed and _id(t) not in keyed.tables]
+        statements += _alter(keyed, "DROP", broken) + _alter(keyed, "ADD", missing)
     return statements
 
 
-def existing(connection: psycopg.Connection, slot: str) -> set[str]:
-    """Those of the slot's publications that are there."""
-    with source_errors():
-        rows = connection.execute(
-            "select pubname::text from pg_publication where pubname = any(%s)", (list(names(slot)),)
-        ).fetchall()
-    return {row[0] for row in rows}
+def ensure(
+    connection: psycopg.Connection, slot: str, tables: Sequence[Table], *, every_table: bool
+) -> list[str]:
+    """Make the publications that are missing. Returns the statements that this took."""
+    statements = plan(connection, slot, tables, every_table=every_table)
+    apply(connection, statements)
+    return as_text(statements)
 
 
 def apply(connection: psycopg.Connection, statements: Sequence[sql.Composed]) -> None:
@@ -64,19 +136,99 @@ def apply(connection: psycopg.Connection, statements: Sequence[sql.Composed]) ->
             connection.execute(statement)
 
 
+def as_text(statements: Sequence[sql.Composed]) -> list[str]:
+    """The statements as SQL for people, each with its semicolon."""
+    return [statement.as_string() + ";" for statement in statements]
+
+
 def drop(connection: psycopg.Connection, slot: str) -> None:
-    """Drop the slot's publications, if they are there. Raises SourceError."""
+    """Drop the slot's publications, if they exist. Raises SourceError."""
     with source_errors(), connection.transaction():
         for name in names(slot):
             connection.execute(
-                sql.SQL("drop publication if exists {}").format(sql.Identifier(name))
+                sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name))
             )
 
 
-def _for_tables(tables: Sequence[Table]) -> sql.Composable:
-    if not tables:
-        return sql.SQL("")
-    listed = sql.SQL(", ").join(
-        sql.SQL("only {}").format(sql.Identifier(table.schema, table.name)) for table in tables
+# Row filters and column lists came with PostgreSQL 15.
+_LOOK = """
+SELECT p.pubname::text,
+       array_remove(ARRAY[CASE WHEN p.pubinsert THEN 'insert' END,
+                          CASE WHEN p.pubupdate THEN 'update' END,
+                          CASE WHEN p.pubdelete THEN 'delete' END,
+                          CASE WHEN p.pubtruncate THEN 'truncate' END], NULL),
+       p.puballtables, p.pubviaroot, pg_has_role(p.pubowner, 'USAGE'),
+       coalesce((SELECT jsonb_agg(jsonb_build_array(t.schemaname, t.tablename))
+                 FROM pg_publication_tables t WHERE t.pubname = p.pubname), '[]'),
+       coalesce((SELECT jsonb_agg(jsonb_build_array(n.nspname, c.relname))
+                 FROM pg_publication_rel r
+                 JOIN pg_class c ON c.oid = r.prrelid
+                 JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE r.prpubid = p.oid
+                       AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs')
+                           IS NOT NULL), '[]')
+FROM pg_publication p WHERE p.pubname = ANY(%s)
+"""
+
+
+def _check_fit(there: tuple[Publication | None, Publication | None]) -> None:
+    for publication, wanted in zip(there, (_ALL_ACTIONS, _KEYED_ACTIONS), strict=True):
+        problem = None if publication is None else misfit(publication, wanted)
+        if publication is not None and problem is not None:
+            raise SourceError(
+                f"publication {publication.name} {problem}",
+                hint="drop it, so that it is made anew, or have its owner alter it:"
+                " `waly check --fix-sql` prints the statement",
+            )
+
+
+def misfit(publication: Publication, wanted: frozenset[str] | None = None) -> str | None:
+    """Why a publication cannot be used; None if it can."""
+    if wanted is None:
+        wanted = _KEYED_ACTIONS if publication.name.endswith("_keyed") else _ALL_ACTIONS
+    if publication.actions != wanted:
+        published = ", ".join(sorted(publication.actions)) or "nothing"
+        return f"publishes {published} instead of {', '.join(sorted(wanted))}"
+    if publication.via_root:
+        return "publishes partitions as their root (publish_via_partition_root)"
+    return None
+
+
+def repair(publication: Publication) -> sql.Composed:
+    """The statement that mends a misfit."""
+    keyed = publication.name.endswith("_keyed")
+    return sql.SQL(
+        "ALTER PUBLICATION {} SET (publish = {}, publish_via_partition_root = false)"
+    ).format(
+        sql.Identifier(publication.name),
+        sql.Literal("update, delete" if keyed else "insert, truncate"),
     )
-    return sql.SQL("for table {} ").format(listed)
+
+
+def _create(name: str, which: sql.Composable, actions: str) -> sql.Composed:
+    return sql.SQL("CREATE PUBLICATION {} {}WITH (publish = {})").format(
+        sql.Identifier(name), which, sql.Literal(actions)
+    )
+
+
+def _for_tables(tables: Sequence[Table]) -> sql.Composable:
+    # A publication without a table is one: it publishes nothing yet.
+    return sql.SQL("FOR TABLE {} ").format(_listed(tables)) if tables else sql.SQL("")
+
+
+def _alter(publication: Publication, verb: str, tables: Sequence[Table]) -> list[sql.Composed]:
+    if not tables:
+        return []
+    action = sql.SQL("ADD TABLE {}" if verb == "ADD" else "DROP TABLE {}").format(_listed(tables))
+    name = sql.Identifier(publication.name)
+    return [sql.SQL("ALTER PUBLICATION {} {}").format(name, action)]
+
+
+def _listed(tables: Sequence[Table]) -> sql.Composed:
+    return sql.SQL(", ").join(
+        sql.SQL("ONLY {}").format(sql.Identifier(table.schema, table.name)) for table in tables
+    )
+
+
+def _id(table: Table) -> tuple[str, str]:
+    return table.schema, table.name

@@ -21,8 +21,8 @@ LOCK_WAIT = "60s"
 def dump_schema(dsn: str, *, snapshot: str | None, program: Path) -> bytes:
     """The whole schema in pg_dump's custom format, without publications and subscriptions.
 
-    `snapshot` is the name of an exported snapshot that another session holds open. Raises SourceError
-    with what pg_dump said.
+    `snapshot` is the name of an exported snapshot that another session holds open. Raises
+    SourceError with what pg_dump said.
     """
     environment, rest = _connection(dsn)
     command = [

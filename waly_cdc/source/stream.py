@@ -8,6 +8,7 @@ come back soon, or the server stalls.
 from __future__ import annotations
 
 import select
+import socket
 import struct
 import time
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ CHUNK_FRAMES = 10_000
 CHUNK_BYTES = 4 << 20
 LINGER = 0.05
 """Seconds that frames may wait for more of them before they are handed on."""
+
+WAKE_BYTES = 256 << 10
+"""Bytes in the socket's buffer for which the receiver is woken before `LINGER` is over."""
 
 BUSY_RETRY = 15.0
 """Seconds to wait for the server to notice that the slot's last reader is gone."""
@@ -78,6 +82,7 @@ class ReplicationStream:
                     hint="is another sidecar running on it? `waly slot show` tells its process",
                 )
             time.sleep(0.2)
+        _wait_for_much(self._pgconn.socket)
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
 
@@ -99,10 +104,12 @@ class ReplicationStream:
         frames: list[memoryview] = []
         append, get = frames.append, self._pgconn.get_copy_data
         size, deadline = 0, time.monotonic() + LINGER
+        drained = late = False
         try:
             while True:
                 length, data = get(1)
                 if length > 0:
+                    drained = False
                     if data[0] == _XLOGDATA:
                         append(data)
                         size += length
@@ -111,10 +118,13 @@ class ReplicationStream:
                     elif data[0] == _KEEPALIVE:
                         self._keepalive(bytes(data))
                 elif length == 0:
-                    remaining = deadline - time.monotonic()
-                    if remaining <= 0 or not self._poll.poll(remaining * 1000):
+                    if drained and late:
                         break
+                    if drained:
+                        remaining = deadline - time.monotonic()
+                        late = remaining <= 0 or not self._poll.poll(remaining * 1000)
                     self._pgconn.consume_input()
+                    drained = True
                 else:
                     raise SourceLost("the server ended the stream", hint="is it shutting down?")
         except psycopg.Error as error:
@@ -156,6 +166,16 @@ class ReplicationStream:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _wait_for_much(descriptor: int) -> None:
+    """Let `poll` wake us for a good part of the receive buffer instead of for every message.
+
+    The server sends message by message; a wake-up for each would cost more than all the rest. What
+    is less is read when `LINGER` is over. Has no effect on a unix socket.
+    """
+    with socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as view:
+        view.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, WAKE_BYTES)
 
 
 def plugin_options(publications: Sequence[str]) -> dict[str, str]:

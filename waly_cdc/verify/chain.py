@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from waly_cdc.archive import layout
 from waly_cdc.archive.contents import Contents
@@ -18,12 +18,9 @@ def read_chain(store: LocalStore) -> tuple[Contents, list[Finding]]:
 
     Raises NoArchive where there is no entry at all, CouldNotVerify where reading is refused.
     """
-    numbers, checkpoints = set(), set()
-    for path in store.list(layout.MANIFEST):
-        if (number := layout.entry_number(path)) is not None:
-            numbers.add(number)
-        elif (number := layout.checkpoint_number(path)) is not None:
-            checkpoints.add(number)
+    # In this order: a writer that is at work makes an entry before the checkpoint that sums it up.
+    checkpoints = _numbers(store, layout.checkpoint_number)
+    numbers = _numbers(store, layout.entry_number)
     if not numbers:
         raise NoArchive(
             f"no archive at {store.root}",
@@ -50,6 +47,11 @@ def read_chain(store: LocalStore) -> tuple[Contents, list[Finding]]:
     return contents, findings
 
 
+def _numbers(store: LocalStore, number_of: Callable[[str], int | None]) -> set[int]:
+    numbers = (number_of(path) for path in store.list(layout.MANIFEST))
+    return {number for number in numbers if number is not None}
+
+
 def read_file(store: LocalStore, path: str) -> bytes | Finding:
     """A file's content, or the finding that it cannot be had."""
     try:
@@ -59,7 +61,9 @@ def read_file(store: LocalStore, path: str) -> bytes | Finding:
     except PermissionError as error:
         raise refused(path) from error
     except OSError as error:
-        return Finding("file.unreadable", "fail", path, f"the file cannot be read: {error.strerror}")
+        return Finding(
+            "file.unreadable", "fail", path, f"the file cannot be read: {error.strerror}"
+        )
 
 
 def refused(path: str) -> CouldNotVerify:
@@ -116,9 +120,9 @@ def _check_sums(entry: Entry, path: str) -> list[Finding]:
         if not entry.start <= file.first_lsn <= file.last_lsn < entry.end:
             message = f"holds {file.first_lsn} to {file.last_lsn}, outside its entry's range"
             faults.append(Finding("manifest.range", "fail", file.path, message))
-    rows = _baseline_rows(entry.files)
+    copied = _baseline_rows(entry.files)
     for baseline in entry.baselines:
-        if (found := rows.pop(baseline.oid, 0)) != baseline.rows:
+        if (found := copied[baseline.oid]) != baseline.rows:
             message = f"baseline of {baseline.rows} rows, and its files have {found}"
             faults.append(Finding("manifest.count", "fail", f"{path}: oid {baseline.oid}", message))
     return faults
@@ -136,12 +140,11 @@ def _check_checkpoint(store: LocalStore, number: int, contents: Contents) -> lis
     """A checkpoint is derived, so a damaged one costs time only; but one that is whole and says
     something else than the entries would mislead every reader."""
     path = layout.checkpoint_path(number)
-    content = read_file(store, path)
-    if isinstance(content, Finding):
-        return [content]
     try:
-        stored = Contents.from_checkpoint(content)
-    except (ValueError, KeyError, TypeError) as error:
+        stored = Contents.from_checkpoint(store.read(path))
+    except FileNotFoundError:
+        return []  # A writer that is at work has made a newer one.
+    except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"damaged ({error}): readers skip it; it can be deleted"
         return [Finding("manifest.checkpoint", "warn", path, message)]
     if stored != contents:

@@ -1,0 +1,87 @@
+"""Restoring into a PostgreSQL database.
+
+The order, and what an error, an interrupt or a kill leaves behind in each step:
+
+1. tables, types, functions and the marker, in one transaction: nothing;
+2. the rows, by COPY over several connections, into tables that have no index, constraint or trigger
+   yet: a target with the marker (see `waly_cdc.restore.target`);
+3. sequences, indexes, constraints, triggers, and the end of the marker, in one transaction: the
+   same, or a whole target;
+4. ANALYZE: a whole target.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import psycopg
+from psycopg import sql
+
+from waly_cdc.archive.manifest import SequenceValue
+from waly_cdc.restore import target
+from waly_cdc.restore.load import Loader
+from waly_cdc.restore.plan import Plan, PlannedTable
+from waly_cdc.restore.result import RestoreResult
+from waly_cdc.restore.rows import Rows
+
+JOBS = 2
+
+
+def restore_postgres(
+    rows: Rows,
+    plan: Plan,
+    dsn: str,
+    *,
+    jobs: int = JOBS,
+    force: bool = False,
+    schema_only: bool = False,
+    on_rows: Callable[[str, int], None] = lambda table, count: None,
+) -> RestoreResult:
+    """Restore a plan into the database that `dsn` names. `on_rows` is told rows as they go in.
+
+    Raises TargetError; its message says when the target is not whole. ArchiveCorrupt where a file
+    cannot be read.
+    """
+    began = time.monotonic()
+    schema = plan.required_schema()
+    tables = () if schema_only else plan.tables
+    loader = Loader(rows, dsn, plan.lsn, on_rows)
+    with target.session(dsn) as connection:
+        target.require_empty(connection, force=force)
+        with connection.transaction():
+            target.mark(connection, f"a restore to {plan.lsn}")
+            skipped = target.run(connection, schema.before, keep_existing=force)
+        kept = {(s.statement.schema, s.statement.tag) for s in skipped if s.kept}
+        with target.under_way():
+            loader.load(tables, jobs)
+            with connection.transaction():
+                if not schema_only:
+                    _set_sequences(
+                        connection, (s for s in plan.sequences if (s.schema, s.name) not in kept)
+                    )
+                skipped += target.run(connection, schema.after, keep_existing=force)
+                target.unmark(connection)
+        _analyze(connection, tables)
+    return RestoreResult(
+        target=target.masked(dsn),
+        lsn=plan.lsn,
+        time=plan.time,
+        tables=tuple((t.name.qualified_name, loader.counts[t.name.oid]) for t in tables),
+        seconds=time.monotonic() - began,
+        left_out=(*plan.left_out, *map(str, skipped), *sorted(loader.notes)),
+    )
+
+
+def _set_sequences(connection: psycopg.Connection, values: Iterable[SequenceValue]) -> None:
+    for value in values:
+        connection.execute(
+            "select setval(to_regclass(format('%%I.%%I', %s::text, %s::text)), %s, %s)",
+            (value.schema, value.name, value.last_value, value.is_called),
+        )
+
+
+def _analyze(connection: psycopg.Connection, tables: Iterable[PlannedTable]) -> None:
+    for table in tables:
+        name = sql.Identifier(table.name.schema, table.name.name)
+        connection.execute(sql.SQL("analyze {}").format(name))

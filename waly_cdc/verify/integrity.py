@@ -1,0 +1,176 @@
+"""Integrity: every file and the chain that names them, and that they agree with each other.
+
+Everything is read; nothing is believed because a checkpoint or a file's own metadata says so. A
+sidecar may be at work meanwhile: what it adds after the manifest was read is not looked at.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from waly_cdc.archive import layout
+from waly_cdc.archive.contents import Contents
+from waly_cdc.archive.manifest import File
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.findings import Finding
+from waly_cdc.lsn import Lsn
+from waly_cdc.verify.chain import read_chain
+from waly_cdc.verify.files import check_file
+from waly_cdc.verify.report import Checked, Report
+
+MOST = 20
+"""How many single transactions or positions of one kind are named."""
+
+_EVENT_KEYS = pa.schema(
+    [pa.field("_era", pa.int32()), pa.field("_lsn", pa.int64()), pa.field("_seq", pa.int64())]
+)
+_TRANSACTION_KEYS = pa.schema(
+    [pa.field("_era", pa.int32()), pa.field("lsn", pa.int64()), pa.field("events", pa.int64())]
+)
+
+_COUNTS = """
+with found as (select _era, _lsn, count(*)::bigint as events from events group by _era, _lsn),
+     stated as (select _era, lsn, sum(events)::bigint as events, count(*) as times
+                from transactions group by _era, lsn)
+select coalesce(f._lsn, s.lsn), coalesce(f.events, 0), s.events, s.times
+from found f full join stated s on f._era = s._era and f._lsn = s.lsn
+where s.events is null or coalesce(f.events, 0) <> s.events or s.times > 1
+order by 1
+"""
+_TWICE = """
+select _lsn, _seq, count(*) from events group by _era, _lsn, _seq having count(*) > 1 order by 1, 2
+"""
+
+
+def verify_integrity(
+    store: LocalStore, *, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Check the whole archive. `progress` is told the bytes done and the bytes in all.
+
+    Raises NoArchive, and CouldNotVerify where reading is refused.
+    """
+    # Listed first: a file that is here already and that no entry names afterwards is left over.
+    present = [path for folder in layout.DATA_FOLDERS for path in store.list(folder)]
+    contents, findings = read_chain(store)
+    total = sum(file.bytes for file in contents.files)
+    done, bad = 0, set()
+    for file in contents.files:
+        faults = check_file(store, file, contents)
+        findings += faults
+        bad.update([file.path] if faults else [])
+        done += file.bytes
+        if progress is not None:
+            progress(done, total)
+    findings += _named_twice(contents.files)
+    findings += _left_over(present, contents.files)
+    good = [file for file in contents.files if file.path not in bad]
+    findings += _check_positions(store, contents, good)
+    if bad:
+        message = "not compared with the transactions, because files are damaged"
+        findings.append(Finding("transactions.events", "warn", "events", message))
+    else:
+        findings += _check_transactions(store, good)
+    checked = Checked(
+        files=len(contents.files),
+        bytes=total,
+        rows=sum(file.rows for file in contents.files),
+        tables=len(contents.relations),
+    )
+    return Report.of(findings, checked, contents.horizon, contents.horizon_time)
+
+
+def _named_twice(files: Iterable[File]) -> list[Finding]:
+    seen: set[str] = set()
+    findings = []
+    for file in files:
+        if file.path in seen:
+            message = "named by two entries of the manifest"
+            findings.append(Finding("file.twice", "fail", file.path, message))
+        seen.add(file.path)
+    return findings
+
+
+def _left_over(present: Iterable[str], files: Iterable[File]) -> list[Finding]:
+    named = {file.path for file in files}
+    message = "no entry names this file: a crash left it, and the sidecar's next start removes it"
+    return [
+        Finding("file.unnamed", "warn", path, message)
+        for path in sorted(present)
+        if path not in named
+    ]
+
+
+def _check_positions(store: LocalStore, contents: Contents, files: Sequence[File]) -> list[Finding]:
+    """Whether an event's position is unique in its relation. Within a file the order of its rows
+    has shown that; files whose LSNs overlap are compared with each other."""
+    findings = []
+    for oid, versions in contents.relations.items():
+        mine = [file for file in files if file.oid == oid and file.rows]
+        for group in _overlapping(mine):
+            rows = _query(_TWICE, events=_dataset(store, group, _EVENT_KEYS))
+            findings += [
+                Finding(
+                    "events.position",
+                    "fail",
+                    versions[-1].qualified_name,
+                    f"{times} events have the position {Lsn(lsn)}, {seq}",
+                )
+                for lsn, seq, times in rows
+            ]
+    return findings
+
+
+def _overlapping(files: Iterable[File]) -> list[list[File]]:
+    """Groups of files whose LSN ranges overlap, two or more in each."""
+    groups: list[list[File]] = []
+    end = Lsn(0)
+    for file in sorted(files, key=lambda file: file.first_lsn):
+        if groups and file.first_lsn <= end:
+            groups[-1].append(file)
+        else:
+            groups.append([file])
+        end = max(end, file.last_lsn)
+    return [group for group in groups if len(group) > 1]
+
+
+def _check_transactions(store: LocalStore, files: Sequence[File]) -> list[Finding]:
+    """Whether every transaction has as many events as it says, and every event a transaction."""
+    events = [file for file in files if file.kind == "events"]
+    transactions = [file for file in files if file.kind == "transactions"]
+    rows = _query(
+        _COUNTS,
+        events=_dataset(store, events, _EVENT_KEYS),
+        transactions=_dataset(store, transactions, _TRANSACTION_KEYS),
+    )
+    findings = []
+    for lsn, found, stated, times in rows:
+        if stated is None:
+            message = f"{found} events, and no transaction of that LSN"
+        elif times > 1:
+            message = f"the transaction is there {times} times"
+        else:
+            message = f"{found} events are there, and the transaction had {stated}"
+        findings.append(Finding("transactions.events", "fail", f"commit at {Lsn(lsn)}", message))
+    return findings
+
+
+def _dataset(store: LocalStore, files: Iterable[File], schema: pa.Schema) -> ds.Dataset:
+    paths = [str(store.path(file.path)) for file in files]
+    return ds.dataset(paths, format="parquet", schema=schema)
+
+
+def _query(sql: str, **tables: ds.Dataset) -> list[tuple[int, ...]]:
+    """The first rows of a query over datasets."""
+    with tempfile.TemporaryDirectory(prefix="waly-verify-") as spill:
+        connection = duckdb.connect(config={"temp_directory": spill})
+        try:
+            for name, dataset in tables.items():
+                connection.register(name, dataset)
+            return connection.execute(f"{sql} limit {MOST}").fetchall()
+        finally:
+            connection.close()
