@@ -60,7 +60,7 @@ def read_items(content: bytes) -> list[Item]:
     try:
         version = _read_head(reader)
         return [_read_item(reader, version) for _ in range(reader.integer())]
-    except (IndexError, ValueError, UnicodeDecodeError) as error:
+    except (IndexError, ValueError, OverflowError) as error:
         raise ArchiveCorrupt(f"a schema dump of the archive is damaged: {error}") from error
 
 

@@ -156,9 +156,10 @@ def _write(
         f"create table target.{quoted(schema)}.{quoted(relation)} as"
         f" select {', '.join(columns)} from state"
     )
-    count = connection.execute("select count(*) from state").fetchone()
+    # Fetched to the end, for else DuckDB 2 takes the connection to be busy.
+    ((count,),) = connection.execute("select count(*) from state").fetchall()
     connection.execute("drop table state")
-    return int(count[0]) if count else 0
+    return int(count)
 
 
 def _raw_columns(

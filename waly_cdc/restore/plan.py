@@ -10,7 +10,8 @@ from typing import Any
 from waly_cdc.archive.contents import Contents, parse_qualified_name
 from waly_cdc.archive.manifest import Baseline, File, SequenceValue, format_time
 from waly_cdc.archive.store import LocalStore
-from waly_cdc.errors import ArchiveCorrupt, TargetError, UsageError
+from waly_cdc.errors import ArchiveCorrupt, PointNotInArchive, TargetError, UsageError
+from waly_cdc.history.state import state_files
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import RelationVersion
 from waly_cdc.restore import schema as schemas
@@ -22,13 +23,13 @@ from waly_cdc.restore.schema import Schema, TableItem
 class PlannedTable:
     """A table whose rows are restored, under the name that it has in the target.
 
-    `files` are those that its state is computed from, `rows` an estimate: the baseline's rows, and
-    inserts less deletes since.
+    `files` are those that its state is computed from: of a baseline (None for a table that was
+    made later and followed from its first row on) and of the events since.
     """
 
     name: TableItem
     version: RelationVersion
-    baseline: Baseline
+    baseline: Baseline | None
     files: tuple[File, ...]
 
     @property
@@ -37,8 +38,9 @@ class PlannedTable:
 
     @property
     def rows(self) -> int:
+        """An estimate: the baseline's rows, and inserts less deletes since."""
         changes = sum(f.ops.get("I", 0) - f.ops.get("D", 0) for f in self.files)
-        return max(self.baseline.rows + changes, 0)
+        return max((self.baseline.rows if self.baseline else 0) + changes, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Plan:
                 {
                     "table": table.name.qualified_name,
                     "rows_estimate": table.rows,
-                    "baseline": str(table.baseline.lsn),
+                    "baseline": str(table.baseline.lsn) if table.baseline else None,
                     "files": len(table.files),
                     "bytes": table.bytes,
                 }
@@ -171,22 +173,17 @@ def _find(alive: Iterable[TableItem], contents: Contents, name: str, bound: Lsn)
     )
 
 
-def _planned(contents: Contents, table: TableItem, bound: Lsn) -> PlannedTable | None:
+def _planned(contents: Contents, table: TableItem, bound: Lsn) -> PlannedTable | str:
+    """The table's part in the plan, or why its rows cannot be restored."""
     version = contents.version_at(table.oid, bound)
+    if version is None:
+        return "they are not in the archive"
+    try:
+        files = state_files(contents, version, bound)
+    except PointNotInArchive as error:
+        return error.message
     baseline = contents.baseline_for(table.oid, bound)
-    if version is None or baseline is None:
-        return None
-    files = tuple(
-        file
-        for file in contents.event_files(table.oid)
-        if file.first_lsn < bound
-        and (
-            file.last_lsn >= baseline.lsn
-            if file.kind == "events"
-            else file.first_lsn + 1 == baseline.lsn
-        )
-    )
-    return PlannedTable(table, version, baseline, files)
+    return PlannedTable(table, version, baseline, tuple(files))
 
 
 def _unknown_shape(contents: Contents, alive: dict[int, TableItem], bound: Lsn) -> list[str]:

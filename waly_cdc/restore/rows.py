@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Lock
+from types import TracebackType
 
 import duckdb
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.csv as pa_csv
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.store import LocalStore
+from waly_cdc.history.session import session
 from waly_cdc.history.state import column_text, state_query
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import Column, RelationVersion
@@ -23,26 +25,37 @@ _CSV = pa_csv.WriteOptions(include_header=False, quoting_style="all_valid")
 
 
 class Rows:
-    """States of an archive's tables. Several threads may read at a time, each its own table."""
+    """States of an archive's tables. Several threads may read at a time, each its own table.
+
+    A context manager; inside it a file that cannot be read is an ArchiveCorrupt.
+    """
 
     def __init__(self, store: LocalStore, contents: Contents) -> None:
-        self.store = store
-        self.contents = contents
-        self._spill = tempfile.TemporaryDirectory(prefix="waly-restore-")
-        self._connection = duckdb.connect(config={"temp_directory": self._spill.name})
+        self._store = store
+        self._contents = contents
         self._running: set[duckdb.DuckDBPyConnection] = set()
         self._lock = Lock()
+        self._open = ExitStack()
 
     def __enter__(self) -> Rows:
+        with ExitStack() as opening:
+            spill = opening.enter_context(tempfile.TemporaryDirectory(prefix="waly-restore-"))
+            self._connection = opening.enter_context(session())
+            self._connection.execute("set temp_directory = $1", [spill])
+            self._open = opening.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-        self._spill.cleanup()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
     def state(self, version: RelationVersion, bound: Lsn) -> str:
         """SQL for the table's state: its columns under their stored names, and `_raw`."""
-        return state_query(self.contents, self.store, version, bound)
+        return state_query(self._contents, self._store, version, bound)
 
     def text(self, column: Column) -> str:
         """SQL for a column of `state` as PostgreSQL's text."""

@@ -94,6 +94,9 @@ def _read_blocks(pgconn: pq.abc.PGconn) -> Iterator[bytes]:
 
 
 def _finish(pgconn: pq.abc.PGconn) -> None:
+    results = []
     while (result := pgconn.get_result()) is not None:
+        results.append(result)
+    for result in results:
         if result.status != pq.ExecStatus.COMMAND_OK:
             raise psycopg.errors.error_from_result(result)

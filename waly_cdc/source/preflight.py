@@ -136,11 +136,12 @@ def _free_slot(look: Look) -> Iterator[Finding]:
         "SELECT (SELECT count(*) FROM pg_replication_slots),"
         " (SELECT count(*) FROM pg_stat_get_wal_senders())"
     )
-    for name, used, limit in (
-        ("max_replication_slots", slots, look.facts.max_replication_slots),
-        ("max_wal_senders", senders, look.facts.max_wal_senders),
+    found = look.slot_info
+    for name, used, limit, held in (
+        ("max_replication_slots", slots, look.facts.max_replication_slots, found is not None),
+        ("max_wal_senders", senders, look.facts.max_wal_senders, bool(found and found.active)),
     ):
-        if used < limit or look.slot_info is not None:
+        if used < limit or held:
             yield Finding(name, PASS, "server", f"{used} of {name} = {limit} in use")
         else:
             yield Finding(

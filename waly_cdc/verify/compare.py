@@ -21,6 +21,7 @@ from waly_cdc.source.copy import copy_table
 MOST = 20
 """How many rows of one table are named."""
 
+_FLOATS = {"float32": "float", "float64": "double"}
 _SIDES = ("archived", "restored")
 
 
@@ -58,19 +59,19 @@ def _compare_table(
     if (found := [column.name for column in table.columns]) != stated:
         message = f"columns {', '.join(found)}, and the archive has {', '.join(stated)}"
         return [Finding("drill.columns", FAIL, name, message)], 0
-    query = rows.query(planned.version, plan.lsn)
+    query = _comparable(planned.version, f"({rows.query(planned.version, plan.lsn)})")
+    copied = _comparable(planned.version, "copied")
     digest = _digest(len(stated))
     with rows.cursor() as cursor:
-        archived = cursor.execute(f"select {digest} from ({query})").fetchone()
+        (archived,) = cursor.execute(f"select {digest} from ({query})").fetchall()
         cursor.register("copied", _copied(connection, table))
-        restored = cursor.execute(f"select {digest} from copied").fetchone()
+        (restored,) = cursor.execute(f"select {digest} from ({copied})").fetchall()
         cursor.unregister("copied")
-        assert archived is not None and restored is not None
         if archived == restored:
             return [], int(restored[0])
         cursor.execute(f"create or replace temp table archived as {query}")
         cursor.register("copied", _copied(connection, table))
-        cursor.execute("create or replace temp table restored as select * from copied")
+        cursor.execute(f"create or replace temp table restored as {copied}")
         cursor.unregister("copied")
         findings = _differences(cursor, planned.version, name, (archived[0], restored[0]))
         for side in _SIDES:
@@ -90,6 +91,18 @@ def _copied(connection: psycopg.Connection, table: Table) -> pa.RecordBatchReade
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _comparable(version: RelationVersion, source: str) -> str:
+    """SQL for rows of texts that are equal where the values are. Only floats have several texts for
+    one value: PostgreSQL's and DuckDB's."""
+    texts = [
+        f"cast(cast(c{i} as {_FLOATS[column.storage]}) as varchar) as c{i}"
+        if column.storage in _FLOATS
+        else f"c{i}"
+        for i, column in enumerate(version.columns)
+    ]
+    return f"select {', '.join(texts) or '0 as c'} from {source}"
 
 
 def _digest(columns: int) -> str:
@@ -113,10 +126,9 @@ def _differences(
             f"create or replace temp table only_{side} as"
             f" select * from {side} except all select * from {other}"
         )
-    total = cursor.execute(
+    (total,) = cursor.execute(
         "select (select count(*) from only_archived), (select count(*) from only_restored)"
-    ).fetchone()
-    assert total is not None
+    ).fetchall()
     rows = _by_key(cursor, version) if version.key else _whole_rows(cursor, version)
     for side in _SIDES:
         cursor.execute(f"drop table only_{side}")

@@ -76,7 +76,7 @@ def _restore_and_compare(
         finding = Finding("drill.restore", FAIL, "restore", error.message)
         return [finding], {}, 0.0
     findings = [
-        Finding("drill.left_out", WARN, what, "not restored by the drill")
+        Finding("drill.left_out", WARN, "restore", f"left out: {what}")
         for what in restored.left_out
     ]
     found, counts = compare(rows, planned, scratch)

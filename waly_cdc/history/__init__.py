@@ -1,0 +1,1 @@
+"""Answers from the archive: state at a point, log, rows, differences, queries."""

@@ -1,0 +1,127 @@
+"""Events of one relation from many files, in the shape of one relation version.
+
+Files of other versions of the relation have other columns: each version is read on its own, and
+what it does not have is NULL.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from waly_cdc.archive.contents import Contents
+from waly_cdc.archive.manifest import File
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.decode.events import BEFORE_PREFIX
+from waly_cdc.history.session import identifier, literal, read_files
+from waly_cdc.relations import Column, RelationVersion
+
+_SQL_TYPES = {
+    "bool": "BOOLEAN",
+    "bytes": "BLOB",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+    "date": "DATE",
+    "time": "TIME",
+    "timestamp": "TIMESTAMP",
+    "timestamptz": "TIMESTAMPTZ",
+    "text": "VARCHAR",
+}
+_NEVER_RAW = ("text", "bool", "int16", "int32", "int64")
+"""Storages whose typed column holds every value that PostgreSQL prints."""
+
+
+def sql_type(storage: str) -> str:
+    """DuckDB's type for a storage."""
+    return _SQL_TYPES.get(storage) or storage.replace("decimal", "DECIMAL")
+
+
+def may_be_raw(column: Column) -> bool:
+    """Whether a value of the column may be in `_raw` only."""
+    return column.storage not in _NEVER_RAW
+
+
+def raw_text(stored: str) -> str:
+    """The exact text kept for a column where its typed value is NULL; else NULL."""
+    return f"_raw[{literal(stored)}]"
+
+
+def old_name(column: Column) -> str:
+    """What the old row's value of a column is called in `events`."""
+    return identifier("old " + column.stored)
+
+
+def old_raw_name(column: Column) -> str:
+    return identifier("old raw " + column.stored)
+
+
+def raw_name(column: Column) -> str:
+    return identifier("raw " + column.stored)
+
+
+def events(
+    contents: Contents,
+    store: LocalStore,
+    relation: RelationVersion,
+    files: Sequence[File],
+    *,
+    old: Iterable[Column] = (),
+    extra: Sequence[str] = (),
+) -> str:
+    """A statement for the events in `files`: the relation's columns under their stored names,
+    `_op`, `_lsn`, `_seq`, `_unchanged`, `_raw`, `_has_before`, `extra`; for the columns of `old`
+    the old row's value and raw text, as `old_name` and `old_raw_name`."""
+    old = list(old)
+    by_version: dict[int, list[File]] = defaultdict(list)
+    for file in files:
+        assert file.version is not None
+        by_version[file.version].append(file)
+    parts = []
+    for number, mine in sorted(by_version.items()):
+        version = contents.version(relation.oid, number)
+        columns = [_own(version, column) for column in relation.columns]
+        columns += ["_op", "_lsn", "_seq", "_unchanged", "_raw", *extra]
+        has_before = any(column.identity for column in version.columns)
+        columns.append(("_before IS NOT NULL" if has_before else "FALSE") + " AS _has_before")
+        for column in old:
+            columns += _old(version, column)
+        parts.append(f"SELECT {', '.join(columns)}\nFROM {read_files(store, mine)}")
+    return "\nUNION ALL\n".join(parts) if parts else _nothing(relation, old, extra)
+
+
+def _own(version: RelationVersion, column: Column) -> str:
+    name = identifier(column.stored)
+    if any(other.stored == column.stored for other in version.columns):
+        return name
+    return f"CAST(NULL AS {sql_type(column.storage)}) AS {name}"
+
+
+def _old(version: RelationVersion, column: Column) -> list[str]:
+    sent = any(other.stored == column.stored and other.identity for other in version.columns)
+    value = f"_before.{identifier(column.stored)}" if sent else "NULL"
+    return [
+        f"CAST({value} AS {sql_type(column.storage)}) AS {old_name(column)}",
+        f"{raw_text(BEFORE_PREFIX + column.stored)} AS {old_raw_name(column)}",
+    ]
+
+
+def _nothing(relation: RelationVersion, old: Sequence[Column], extra: Sequence[str]) -> str:
+    columns = [
+        f"CAST(NULL AS {sql_type(c.storage)}) AS {identifier(c.stored)}" for c in relation.columns
+    ]
+    columns += [
+        "'' AS _op",
+        "0::BIGINT AS _lsn",
+        "0::BIGINT AS _seq",
+        "CAST(NULL AS VARCHAR[]) AS _unchanged",
+        "CAST(NULL AS MAP(VARCHAR, VARCHAR)) AS _raw",
+        *(f"NULL AS {name}" for name in extra),
+        "FALSE AS _has_before",
+    ]
+    for column in old:
+        columns.append(f"CAST(NULL AS {sql_type(column.storage)}) AS {old_name(column)}")
+        columns.append(f"CAST(NULL AS VARCHAR) AS {old_raw_name(column)}")
+    return f"SELECT {', '.join(columns)} WHERE FALSE"

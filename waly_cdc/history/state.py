@@ -1,0 +1,309 @@
+"""The state of a table at a point: the as-of statement, written once (DESIGN: "State at a point").
+
+For each key the last event before the point, starting from the newest complete baseline. A delete
+drops the key, a truncate all before it; an update that changes the key deletes the old one. A table
+without a key is a multiset: what was inserted, less what was deleted. A value that was not sent
+(unchanged TOAST) is the newest earlier value of that column for that row, through key changes too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from waly_cdc.archive.contents import Contents
+from waly_cdc.archive.manifest import File
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.errors import PointNotInArchive
+from waly_cdc.history.events import (
+    events,
+    may_be_raw,
+    old_name,
+    old_raw_name,
+    raw_name,
+    raw_text,
+)
+from waly_cdc.history.session import identifier, literal
+from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.relations import Column, RelationVersion
+
+_TOASTABLE = ("text", "bytes")
+"""Storages of types that PostgreSQL may store out of line, so that an update need not send them."""
+
+
+def state_files(contents: Contents, relation: RelationVersion, bound: Lsn) -> list[File]:
+    """The files that the state at `bound` is made of: a baseline and the events after it.
+
+    Raises PointNotInArchive before the relation's first baseline.
+    """
+    files = contents.event_files(relation.oid)
+    baseline = contents.baseline_for(relation.oid, bound)
+    beginning = contents.beginning
+    if baseline is None and (beginning is None or relation.since < beginning):
+        raise PointNotInArchive(
+            f"{relation.qualified_name} has no baseline at or before {bound}",
+            hint=f"the archive begins at {beginning}",
+        )
+    start = baseline.lsn if baseline else ZERO
+    return [
+        file
+        for file in files
+        if file.first_lsn < bound
+        and (
+            file.last_lsn >= start
+            if file.kind == "events"
+            else baseline is not None and file.last_lsn + 1 == start
+        )
+    ]
+
+
+def state_query(
+    contents: Contents, store: LocalStore, relation: RelationVersion, bound: Lsn
+) -> str:
+    """The statement that gives a table's rows at a point: all transactions whose commit record
+    begins before `bound`.
+
+    Its columns are the relation version's under their stored names, `_raw`, and `_lsn` and `_seq`
+    of the event that a row comes from (NULL in a table without a key). Raises PointNotInArchive.
+    """
+    files = state_files(contents, relation, bound)
+    baseline = contents.baseline_for(relation.oid, bound)
+    # Baseline rows carry the LSN just before their own; no commit record begins there.
+    first = baseline.lsn.value - 1 if baseline else 0
+    span = f"_lsn BETWEEN {first} AND {bound.value - 1}"
+    ops = {op for file in files for op, count in file.ops.items() if count}
+    if ops <= {"R", "I"} and (not relation.key or "I" not in ops):
+        return (
+            f"SELECT {_names(relation.columns)}, _raw, _lsn, _seq\nFROM (\n"
+            f"{events(contents, store, relation, files)}\n)\nWHERE {span}"
+        )
+    truncated = "T" in ops
+    if not relation.key:
+        return _multiset(contents, store, relation, span, files, truncated)
+    return _keyed(contents, store, relation, span, files, truncated)
+
+
+def column_text(column: Column, raw: str | None = None) -> str:
+    """An expression for a column's exact value as a text that PostgreSQL reads back."""
+    name = identifier(column.stored)
+    match column.storage:
+        case "text":
+            return name
+        case "bytes":
+            text = f"('\\x' || lower(hex({name})))"
+        case "bool":
+            text = f"CASE WHEN {name} THEN 't' WHEN NOT {name} THEN 'f' END"
+        case "timestamptz":
+            # Casting a TIMESTAMPTZ itself would need a time zone library.
+            text = f"(CAST(make_timestamp(epoch_us({name})) AS VARCHAR) || '+00')"
+        case _:
+            text = f"CAST({name} AS VARCHAR)"
+    if not may_be_raw(column):
+        return text
+    return f"coalesce({text}, {raw or raw_text(column.stored)})"
+
+
+def _names(columns: Sequence[Column]) -> str:
+    return ", ".join(identifier(column.stored) for column in columns)
+
+
+def _after_truncate(truncated: bool) -> str:
+    """A condition on events: after the last truncate, if there is one."""
+    if not truncated:
+        return "TRUE"
+    last = "SELECT {} FROM events WHERE _op = 'T' ORDER BY _lsn DESC, _seq DESC LIMIT 1"
+    lsn, seq = last.format("_lsn"), last.format("_seq")
+    return (
+        f"(_lsn > coalesce(({lsn}), -1)"
+        f" OR (_lsn = coalesce(({lsn}), -1) AND _seq > coalesce(({seq}), -1)))"
+    )
+
+
+def _keyed(
+    contents: Contents,
+    store: LocalStore,
+    relation: RelationVersion,
+    span: str,
+    files: Sequence[File],
+    truncated: bool,
+) -> str:
+    key = relation.key_columns
+    rekeyed = any(file.rekeyed for file in files)
+    unchanged = any(file.unchanged for file in files)
+    names = _names(relation.columns)
+    new_key = [identifier(column.stored) for column in key]
+    new_raw = [f"{raw_text(c.stored)} AS {raw_name(c)}" for c in key if may_be_raw(c)]
+    source = events(contents, store, relation, files, old=key if rekeyed else ())
+    images = (
+        f"SELECT {', '.join(new_raw + [names])}, _raw, _unchanged, _lsn, _seq,"
+        " _op <> 'D' AS _alive\n"
+        f"FROM events WHERE _op <> 'T' AND {_after_truncate(truncated)}"
+    )
+    if rekeyed:
+        old_values = {column.stored: old_name(column) for column in key}
+        old_raw = [f"{old_raw_name(c)} AS {raw_name(c)}" for c in key if may_be_raw(c)]
+        values = [
+            f"{old_values.get(c.stored, 'NULL')} AS {identifier(c.stored)}"
+            for c in relation.columns
+        ]
+        images += (
+            f"\nUNION ALL\nSELECT {', '.join(old_raw + values)}, NULL, NULL, _lsn, _seq, FALSE\n"
+            f"FROM events WHERE _op = 'U' AND _has_before AND {_key_differs(key)}"
+            f" AND {_after_truncate(truncated)}"
+        )
+    partition = ", ".join(new_key + [raw_name(c) for c in key if may_be_raw(c)])
+    statement = (
+        f"WITH RECURSIVE events AS (\nSELECT * FROM (\n{source}\n) WHERE {span}\n),\n"
+        f"images AS (\n{images}\n),\n"
+        f"ranked AS (\nSELECT *, ROW_NUMBER() OVER (PARTITION BY {partition}"
+        " ORDER BY _lsn DESC, _seq DESC, _alive DESC) AS _rank\nFROM images\n),\n"
+        "state AS (\nSELECT * FROM ranked WHERE _rank = 1 AND _alive\n)"
+    )
+    if not unchanged:
+        return f"{statement}\nSELECT {names}, _raw, _lsn, _seq FROM state"
+    return _resolved(relation, statement, key, rekeyed)
+
+
+def _key_differs(key: Sequence[Column]) -> str:
+    """Whether an update's old key is another than its new one."""
+    pairs = []
+    for column in key:
+        pairs.append(f"{old_name(column)} IS DISTINCT FROM {identifier(column.stored)}")
+        if may_be_raw(column):
+            pairs.append(f"{old_raw_name(column)} IS DISTINCT FROM {raw_text(column.stored)}")
+    return "(" + " OR ".join(pairs) + ")"
+
+
+def _resolved(
+    relation: RelationVersion, statement: str, key: Sequence[Column], rekeyed: bool
+) -> str:
+    """The state with every unchanged value looked up: for each such value, back along the row's
+    events, from one that changed the key to the next, until one has it."""
+    columns = [c for c in relation.columns if c.storage in _TOASTABLE and c not in key]
+    chains, joins, values = [], [], []
+    here = [(identifier(f"key {n}"), column) for n, column in enumerate(key)]
+    for number, column in enumerate(columns):
+        chains.append(_chain(number, column, here, rekeyed))
+        joins.append(
+            f"LEFT JOIN (SELECT * FROM chain{number} WHERE _known) AS found{number}"
+            f" ON found{number}._origin_lsn = state._lsn AND found{number}._origin_seq = state._seq"
+        )
+    for column in relation.columns:
+        name = identifier(column.stored)
+        if column not in columns:
+            values.append(f"state.{name}")
+            continue
+        found = f"found{columns.index(column)}"
+        values.append(
+            f"CASE WHEN NOT coalesce(list_contains(state._unchanged, {literal(column.stored)}),"
+            f" FALSE) THEN state.{name} WHEN {found}._known THEN {found}._value"
+            f" ELSE error('no earlier value of an unchanged one') END AS {name}"
+        )
+    return (
+        f"{statement},\n"
+        + ",\n".join(chains)
+        + f"\nSELECT {', '.join(values)}, state._raw, state._lsn, state._seq\nFROM state\n"
+        + "\n".join(joins)
+    )
+
+
+def _chain(
+    number: int, column: Column, here: Sequence[tuple[str, Column]], rekeyed: bool
+) -> str:
+    """A recursive table: for each row of the state whose value of `column` was not sent, the event
+    looked at (`_lsn`, `_seq`, the key the row had before it) and the value once it is known."""
+    name, label = identifier(column.stored), literal(column.stored)
+    missing = f"coalesce(list_contains({{}}_unchanged, {label}), FALSE)"
+    changes_key = f"({{0}}_has_before AND {_key_differs([c for _, c in here])})" if rekeyed else "FALSE"
+
+    def earlier_key(prefix: str) -> str:
+        parts = []
+        for alias, key_column in here:
+            own = _key_text(key_column, prefix)
+            if rekeyed:
+                differs = _qualified(changes_key, prefix, here)
+                own = f"CASE WHEN {differs} THEN {_old_key_text(key_column, prefix)} ELSE {own} END"
+            parts.append(f"{own} AS {alias}")
+        return ", ".join(parts)
+
+    match_key = " AND ".join(f"{_key_text(c, 'e.')} = c.{alias}" for alias, c in here)
+    stops = f"NOT {missing.format('e.')}"
+    if rekeyed:
+        stops = f"({stops} OR {_qualified(changes_key, 'e.', here)})"
+    return f"""chain{number} AS (
+SELECT e._lsn AS _origin_lsn, e._seq AS _origin_seq, e._lsn AS _lsn, e._seq AS _seq,
+       {earlier_key("e.")}, e.{name} AS _value, FALSE AS _known
+FROM events e JOIN state s ON s._lsn = e._lsn AND s._seq = e._seq
+WHERE {missing.format("e.")}
+UNION ALL
+SELECT _origin_lsn, _origin_seq, _lsn, _seq, {", ".join(alias for alias, _ in here)}, _value, _known
+FROM (
+    SELECT c._origin_lsn, c._origin_seq, e._lsn, e._seq, {earlier_key("e.")},
+           e.{name} AS _value, NOT {missing.format("e.")} AS _known,
+           ROW_NUMBER() OVER (PARTITION BY c._origin_lsn, c._origin_seq
+                              ORDER BY e._lsn DESC, e._seq DESC) AS _nearest
+    FROM chain{number} c JOIN events e
+    ON {match_key} AND e._op IN ('R', 'I', 'U')
+       AND (e._lsn < c._lsn OR (e._lsn = c._lsn AND e._seq < c._seq)) AND {stops}
+    WHERE NOT c._known
+)
+WHERE _nearest = 1
+)"""
+
+
+def _key_text(column: Column, prefix: str) -> str:
+    value = f"CAST({prefix}{identifier(column.stored)} AS VARCHAR)"
+    if not may_be_raw(column):
+        return value
+    return f"coalesce({value}, {prefix}{raw_text(column.stored)})"
+
+
+def _old_key_text(column: Column, prefix: str) -> str:
+    return f"coalesce(CAST({prefix}{old_name(column)} AS VARCHAR), {prefix}{old_raw_name(column)})"
+
+
+def _qualified(condition: str, prefix: str, here: Sequence[tuple[str, Column]]) -> str:
+    """The key-change condition with its columns taken from the table `prefix` names."""
+    pairs = [f"{_old_key_text(c, prefix)} IS DISTINCT FROM {_key_text(c, prefix)}" for _, c in here]
+    return f"({prefix}_has_before AND ({' OR '.join(pairs)}))" if condition != "FALSE" else "FALSE"
+
+
+def _multiset(
+    contents: Contents,
+    store: LocalStore,
+    relation: RelationVersion,
+    span: str,
+    files: Sequence[File],
+    truncated: bool,
+) -> str:
+    columns = relation.columns
+    raws = [column for column in columns if may_be_raw(column)]
+    source = events(contents, store, relation, files, old=columns)
+    new = [f"{raw_text(column.stored)} AS {raw_name(column)}" for column in raws]
+    old = [f"{old_name(column)} AS {identifier(column.stored)}" for column in columns]
+    old += [f"{old_raw_name(column)} AS {raw_name(column)}" for column in raws]
+    # Zero and minus zero are two values, and one to GROUP BY.
+    groups = [
+        f"CAST({identifier(c.stored)} AS VARCHAR)"
+        if c.storage.startswith("float")
+        else identifier(c.stored)
+        for c in columns
+    ] + [raw_name(column) for column in raws]
+    values = [
+        f"any_value({identifier(c.stored)}) AS {identifier(c.stored)}"
+        if c.storage.startswith("float")
+        else identifier(c.stored)
+        for c in columns
+    ]
+    after = _after_truncate(truncated)
+    return (
+        f"WITH events AS (\nSELECT * FROM (\n{source}\n) WHERE {span}\n),\n"
+        f"changes AS (\nSELECT {', '.join([_names(columns), *new])}, _raw, 1 AS _copies\n"
+        f"FROM events WHERE _op IN ('R', 'I', 'U') AND {after}\nUNION ALL\n"
+        f"SELECT {', '.join(old)}, NULL, -1\n"
+        f"FROM events WHERE _op IN ('U', 'D') AND {after}\n),\n"
+        f"counted AS (\nSELECT {', '.join(values)}, any_value(_raw) AS _raw,"
+        f" sum(_copies)::BIGINT AS _copies\nFROM changes GROUP BY {', '.join(groups)}\n)\n"
+        f"SELECT {_names(columns)}, _raw, CAST(NULL AS BIGINT) AS _lsn,"
+        " CAST(NULL AS BIGINT) AS _seq\n"
+        "FROM (SELECT *, unnest(range(_copies)) FROM counted WHERE _copies > 0)"
+    )
