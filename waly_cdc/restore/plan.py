@@ -132,10 +132,8 @@ def plan(
     planned, without_rows = [], []
     for table in (alive[oid] for oid in alive if oid in wanted and not alive[oid].partitioned):
         found = _planned(contents, table, bound)
-        if found is None:
-            without_rows.append(
-                f"rows of table {table.qualified_name}: they are not in the archive"
-            )
+        if isinstance(found, str):
+            without_rows.append(f"rows of table {table.qualified_name}: {found}")
         else:
             planned.append(found)
     if not asked:

@@ -93,10 +93,11 @@ class Rows:
                 cursor.interrupt()
 
 
-def csv(batch: pa.RecordBatch) -> bytes | memoryview:
+def csv(batch: pa.RecordBatch) -> bytes:
     """Text columns as COPY's CSV reads them: NULL is nothing at all, an empty text is quoted."""
     if not batch.num_columns:
         return b"\n" * batch.num_rows
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(batch, sink, _CSV)
-    return memoryview(sink.getvalue())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
