@@ -81,9 +81,7 @@ def main() -> None:
                 str(server.bindir / "pg_recvlogical"),
                 *("-d", server.socket_dsn(), "--slot=compared"),
             ]
-            subprocess.run(
-                [*recvlogical, "--create-slot", "--plugin=pgoutput"], check=True
-            )
+            subprocess.run([*recvlogical, "--create-slot", "--plugin=pgoutput"], check=True)
             publications = "waly_postgres_all,waly_postgres_keyed"
             for number in range(arguments.rounds):
                 end = fill(dsn, number * arguments.rows, arguments.rows, arguments.batch)

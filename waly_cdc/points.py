@@ -60,7 +60,9 @@ def parse_when(text: str, now: datetime | None = None) -> When:
         return AtTransaction(int(match[1]), before=bool(match[2]))
     if match := _AGO.fullmatch(text):
         try:
-            return AtTime((now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2]]: int(match[1])}))
+            return AtTime(
+                (now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+            )
         except OverflowError:
             raise _malformed(text) from None
     if "/" in text and " " not in text:
@@ -78,7 +80,8 @@ def _parse_time(text: str) -> datetime:
             zone = ZoneInfo(match[2])
         except (ZoneInfoNotFoundError, ValueError):
             raise UsageError(
-                f"unknown time zone: {match[2]!r}", hint="zones are named as in Europe/Berlin or UTC"
+                f"unknown time zone: {match[2]!r}",
+                hint="zones are named as in Europe/Berlin or UTC",
             ) from None
         text = match[1]
     try:

@@ -27,10 +27,10 @@ from waly_cdc.archive.manifest import (
     format_time,
     parse_time,
 )
+from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import ArchiveCorrupt, NoArchive, UsageError
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import RelationVersion
-from waly_cdc.archive.store import LocalStore
 
 
 @dataclass(slots=True)

@@ -68,9 +68,7 @@ def copy_tables(
                 on_table(done)
 
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="baseline") as pool:
-        running: list[Future[None]] = [
-            pool.submit(worker) for _ in range(min(jobs, len(tables)))
-        ]
+        running: list[Future[None]] = [pool.submit(worker) for _ in range(min(jobs, len(tables)))]
         try:
             done, _ = wait(running, return_when=FIRST_EXCEPTION)
             for future in done:

@@ -59,9 +59,7 @@ class CatalogWatch:
     def facts(self, shapes_changed: bool) -> CatalogFacts:
         """What a manifest entry records of the catalog."""
         with self._lock, source_errors():
-            sequences = tuple(
-                SequenceValue(*value) for value in catalog.sequences(self.connection)
-            )
+            sequences = tuple(SequenceValue(*value) for value in catalog.sequences(self.connection))
         return CatalogFacts(sequences, self.dump_schema() if shapes_changed else None)
 
     def dump_schema(self, snapshot: str | None = None) -> bytes | None:

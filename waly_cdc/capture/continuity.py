@@ -11,9 +11,7 @@ from waly_cdc.source import catalog as source_catalog
 from waly_cdc.source import slot as source_slot
 
 
-def require_source(
-    contents: Contents, catalog: CatalogWatch, settings: CaptureSettings
-) -> Source:
+def require_source(contents: Contents, catalog: CatalogWatch, settings: CaptureSettings) -> Source:
     """The archive's source, if the connection leads to it.
 
     Raises NoArchive where the archive has no baseline yet, SourceError for another database.

@@ -249,4 +249,3 @@ class Keeper:
                 error=str(self._error) if self._error else None,
             ),
         )
-

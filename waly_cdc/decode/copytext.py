@@ -89,14 +89,18 @@ def baseline_batch(
         None if kind is None else pa.nulls(rows, kind),
         texts.raw(),
     )
-    return EventBatch(relation, date.fromordinal(date(1970, 1, 1).toordinal() + taken_at // 86_400_000_000), batch)
+    return EventBatch(
+        relation, date.fromordinal(date(1970, 1, 1).toordinal() + taken_at // 86_400_000_000), batch
+    )
 
 
 _Data = npt.NDArray[np.uint8]
 _Positions = npt.NDArray[np.int64]
 
 
-def _unescape(data: _Data, starts: _Positions, ends: _Positions) -> tuple[_Data, _Positions, _Positions]:
+def _unescape(
+    data: _Data, starts: _Positions, ends: _Positions
+) -> tuple[_Data, _Positions, _Positions]:
     """Replace each escape by the byte it means, and move the positions along."""
     backslash = np.flatnonzero(data == _BACKSLASH)
     # In a run of backslashes every other one begins an escape. A run starts after a gap.

@@ -125,9 +125,7 @@ def unchanged_names(names: list[str], masks: list[Mask], rows: int) -> pa.Array:
     if not names:
         return pa.nulls(rows, pa.list_(pa.string()))
     row, column = np.nonzero(np.column_stack(masks))
-    return pa.ListArray.from_arrays(
-        _offsets(row, rows), pc.take(pa.array(names), pa.array(column))
-    )
+    return pa.ListArray.from_arrays(_offsets(row, rows), pc.take(pa.array(names), pa.array(column)))
 
 
 def _offsets(rows: Positions, count: int) -> pa.Int32Array:

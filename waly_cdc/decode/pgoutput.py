@@ -179,9 +179,7 @@ class _ChunkDecoder:
         if (depth[rows] + (self.stream._open is not None) != 1).any():
             raise DecodeError("a row lies outside of a transaction")
 
-    def _commit(
-        self, transactions: _Transactions, counts: Positions, rows: int
-    ) -> pa.RecordBatch:
+    def _commit(self, transactions: _Transactions, counts: Positions, rows: int) -> pa.RecordBatch:
         """The transactions committed in this chunk; remembers the one that is still open."""
         stream = self.stream
         commits = np.flatnonzero(self.kind == _C)

@@ -176,7 +176,9 @@ def _unfit_time(texts: _Texts) -> Mask:
     midnight_after = (texts.byte(texts.start) == ord("2")) & (
         texts.byte(texts.start + 1) == ord("4")
     )
-    return (texts.length < len("14:02:11")) | (texts.length > len("14:02:11.123456")) | midnight_after
+    return (
+        (texts.length < len("14:02:11")) | (texts.length > len("14:02:11.123456")) | midnight_after
+    )
 
 
 def _unfit_timestamp(texts: _Texts, zone: str = "") -> Mask:

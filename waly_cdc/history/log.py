@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import duckdb
@@ -182,9 +181,7 @@ def _relations(contents: Contents, table: str | None) -> list[RelationVersion]:
 def _require_column(relations: Iterable[RelationVersion], name: str) -> None:
     names = {column.name for relation in relations for column in relation.columns}
     if name not in names:
-        raise UsageError(
-            f"no column {name!r}", hint="columns: " + ", ".join(sorted(names)[:20])
-        )
+        raise UsageError(f"no column {name!r}", hint="columns: " + ", ".join(sorted(names)[:20]))
 
 
 def _narrow(wanted: LogFilter) -> bool:
@@ -264,7 +261,10 @@ def _changed(event: RowEvent) -> dict[str, list[Any]] | None:
         return None
     before, after = event.before, event.after
     return {
-        column.name: [to_json(column, before.get(column.stored)), to_json(column, after[column.stored])]
+        column.name: [
+            to_json(column, before.get(column.stored)),
+            to_json(column, after[column.stored]),
+        ]
         for column in event.relation.columns
         if before.get(column.stored) != after[column.stored]
     }

@@ -135,7 +135,8 @@ class _Transactions:
         return self._earliest(
             lambda file: file.last_time is not None and file.last_time > time,
             lambda table: pc.greater(
-                table.column("committed_at"), pa.scalar(time.astimezone(UTC), pa.timestamp("us", "UTC"))
+                table.column("committed_at"),
+                pa.scalar(time.astimezone(UTC), pa.timestamp("us", "UTC")),
             ),
         )
 

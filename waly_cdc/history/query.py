@@ -128,7 +128,9 @@ class _Catalog:
         schema = identifier(relation.schema)
         name = f"{schema}.{identifier(relation.name)}"
         self._connection.execute(f"create schema if not exists {schema}")
-        self._connection.execute(f"create or replace view {name} as select {columns} from ({state})")
+        self._connection.execute(
+            f"create or replace view {name} as select {columns} from ({state})"
+        )
         if relation.schema == "public":
             self._connection.execute("create schema if not exists main")
 

@@ -156,7 +156,9 @@ def _follow(
     """The keys, and all that the same rows had before or after."""
     own = [identifier(column.stored) for column in relation.key_columns]
     old = [old_name(column) for column in relation.key_columns]
-    changed = f"_op = 'U' AND _has_before AND ({', '.join(own)}) IS DISTINCT FROM ({', '.join(old)})"
+    changed = (
+        f"_op = 'U' AND _has_before AND ({', '.join(own)}) IS DISTINCT FROM ({', '.join(old)})"
+    )
     known: set[Key] = set(keys)
     while True:
         found = rows(
@@ -166,7 +168,9 @@ def _follow(
         )
         width = len(own)
         more = {
-            part for row in found for part in (tuple(row.values())[:width], tuple(row.values())[width:])
+            part
+            for row in found
+            for part in (tuple(row.values())[:width], tuple(row.values())[width:])
         }
         if more <= known:
             return sorted(known, key=str)
@@ -192,9 +196,7 @@ class _Walk:
         key = tuple(own[stored] for stored in relation.key)
         old_key = key
         if op == "U" and values["_has_before"]:
-            old_key = tuple(
-                pg_text(c, values["old " + c.stored]) for c in relation.key_columns
-            )
+            old_key = tuple(pg_text(c, values["old " + c.stored]) for c in relation.key_columns)
         before, version = self._living.pop(old_key, (None, self._versions.get(key, 0)))
         if op == "D":
             self._versions[key] = version
@@ -208,9 +210,7 @@ class _Walk:
         op = values["_op"]
         old: Texts | None = None
         if values["_has_before"]:
-            old = {
-                c.stored: pg_text(c, values["old " + c.stored]) for c in self._relation.columns
-            }
+            old = {c.stored: pg_text(c, values["old " + c.stored]) for c in self._relation.columns}
         return self._event(values, (), None, old, None if op == "D" else own)
 
     def _event(

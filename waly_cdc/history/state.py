@@ -206,14 +206,14 @@ def _resolved(
     )
 
 
-def _chain(
-    number: int, column: Column, here: Sequence[tuple[str, Column]], rekeyed: bool
-) -> str:
+def _chain(number: int, column: Column, here: Sequence[tuple[str, Column]], rekeyed: bool) -> str:
     """A recursive table: for each row of the state whose value of `column` was not sent, the event
     looked at (`_lsn`, `_seq`, the key the row had before it) and the value once it is known."""
     name, label = identifier(column.stored), literal(column.stored)
     missing = f"coalesce(list_contains({{}}_unchanged, {label}), FALSE)"
-    changes_key = f"({{0}}_has_before AND {_key_differs([c for _, c in here])})" if rekeyed else "FALSE"
+    changes_key = (
+        f"({{0}}_has_before AND {_key_differs([c for _, c in here])})" if rekeyed else "FALSE"
+    )
 
     def earlier_key(prefix: str) -> str:
         parts = []

@@ -33,9 +33,7 @@ class JournalChunk:
 
     def to_buffers(self) -> Sequence[bytes]:
         """What is written, in order."""
-        header = HEADER.pack(
-            MAGIC, 0, len(self.lengths) // 4, len(self.data), self.committed.value
-        )
+        header = HEADER.pack(MAGIC, 0, len(self.lengths) // 4, len(self.data), self.committed.value)
         crc = zlib.crc32(header[CHECKED_FROM:])
         crc = zlib.crc32(self.data, zlib.crc32(self.lengths, crc))
         return MAGIC + crc.to_bytes(4, "little") + header[CHECKED_FROM:], self.lengths, self.data

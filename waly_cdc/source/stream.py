@@ -70,9 +70,7 @@ class ReplicationStream:
         self._reply_wanted = False
         self._connection = connect(dsn, replication=True)
         self._pgconn = self._connection.pgconn
-        given = ", ".join(
-            f"{name} {_literal(value)}" for name, value in options.items()
-        )
+        given = ", ".join(f"{name} {_literal(value)}" for name, value in options.items())
         command = f'START_REPLICATION SLOT "{slot}" LOGICAL {start} ({given})'
         deadline = time.monotonic() + BUSY_RETRY
         while not self._begin(command):
