@@ -1,9 +1,9 @@
 """How fast is capture? Compared with `pg_recvlogical`, PostgreSQL's own reader of the same stream.
 
-Each round inserts the same 1,000,000 rows of 10 columns, then lets each of the two consume them from
-a slot of its own, in turns: `pg_recvlogical` writes them to /dev/null over the unix socket (its
-faster transport), waly makes sealed Parquet of them over TCP. Both are whole processes, start-up
-included. Prints the ratio of the rates: 1.0 is as fast as the server can send.
+Each round inserts the same 1,000,000 rows of 10 columns, then lets each of the two consume them
+from a slot of its own, in turns: `pg_recvlogical` writes them to /dev/null over the unix socket
+(its faster transport), waly makes sealed Parquet of them over TCP. Both are whole processes,
+start-up included. Prints the ratio of the rates: 1.0 is as fast as the server can send.
 
     python bench/capture.py [--rows N] [--rounds N] [--batch N] [--dsn DSN]
 """

@@ -19,7 +19,7 @@ FOLDER_MODE = 0o700
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, readable by the owner alone, and make their names durable."""
+    """Create a folder and its parents for the owner alone, and make their names durable."""
     missing: list[Path] = []
     folder = path
     while not folder.exists():

@@ -48,15 +48,15 @@ def find_program(name: str, minimum_major: int | None = None) -> Path | None:
 
     Looked for in the embedded wheel, on PATH, and where Debian keeps the versions it has.
     """
-    candidates = [embedded_bindir()]
-    on_path = shutil.which(name)
+    own, on_path = embedded_bindir(), shutil.which(name)
+    folders = [own] if own else []
     if on_path:
-        candidates.append(Path(on_path).parent)
+        folders.append(Path(on_path).parent)
     versions = Path("/usr/lib/postgresql").glob("*/bin")
-    candidates += sorted(versions, key=lambda path: -float(path.parent.name))
-    for folder in candidates:
-        program = folder / name if folder else None
-        if program and program.exists() and _major(program) >= (minimum_major or 0):
+    folders += sorted(versions, key=lambda path: -float(path.parent.name))
+    for folder in folders:
+        program = folder / name
+        if program.exists() and _major(program) >= (minimum_major or 0):
             return program
     return None
 

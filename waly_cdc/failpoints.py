@@ -1,8 +1,8 @@
 """Failure points: named places where tests make the next durable step fail.
 
 Nothing is armed unless `WALY_FAILPOINTS` names it, as `name=action` pairs joined by commas:
-`kill` ends the process as SIGKILL does, `enospc` and `eio` raise what a full or a broken disk would.
-A number, as in `seal.publish=kill:3`, lets the point pass that many times first.
+`kill` ends the process as SIGKILL does, `enospc` and `eio` raise what a full or a broken disk
+would. A number, as in `seal.publish=kill:3`, lets the point pass that many times first.
 """
 
 from __future__ import annotations

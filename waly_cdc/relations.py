@@ -104,7 +104,8 @@ class RelationVersion:
     """The shape of a relation from `since` until its next version.
 
     `key` holds the stored names of the columns that identify a row, in key order: the primary key,
-    or the index of the replica identity. Empty for a table without a key, whose state is a multiset.
+    or the index of the replica identity. Empty for a table without a key, whose state is a
+    multiset.
     """
 
     oid: int

@@ -45,7 +45,8 @@ def checkpoint_number(path: str) -> int | None:
 
 def events_path(relation: RelationVersion, day: date, first: Lsn, last: Lsn) -> str:
     folder = f"{_safe(relation.schema)}.{_safe(relation.name)}~{relation.oid}"
-    return f"{EVENTS}/{folder}/day={day.isoformat()}/{first.hex}-{last.hex}-v{relation.version}.parquet"
+    name = f"{first.hex}-{last.hex}-v{relation.version}.parquet"
+    return f"{EVENTS}/{folder}/day={day.isoformat()}/{name}"
 
 
 def transactions_path(day: date, first: Lsn, last: Lsn) -> str:

@@ -9,8 +9,8 @@ Crash windows around an entry, and what is left behind in each:
 * after the rename, before the entry: files that no entry names, which the next writer removes;
 * after the entry: everything is there; the journal still holds what is sealed, and is trimmed.
 
-A checkpoint holds the sum of all entries up to one of them, so that opening an archive does not read
-the whole history. It is derived: a missing or unreadable one costs time and nothing else.
+A checkpoint holds the sum of all entries up to one of them, so that opening an archive does not
+read the whole history. It is derived: a missing or unreadable one costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ class Entry:
     """One step of an archive: what it adds, and which part of the log it covers.
 
     `kind` is `init` (the archive begins, nothing captured yet), `baseline` or `seal`. The entry
-    covers the commits that begin at or after `start` and before `end`; `horizon_time` is the time up
-    to which the server is known to have nothing else before `end`.
+    covers the commits that begin at or after `start` and before `end`; `horizon_time` is the time
+    up to which the server is known to have nothing else before `end`.
     """
 
     number: int

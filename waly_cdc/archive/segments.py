@@ -7,6 +7,7 @@ published under its final name. Until a manifest entry names it, it does not exi
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 32 << 20
 BUFFER_BYTES = 64 << 20
 """Arrow bytes that all open segments together may hold before the largest is written out."""
+
+_NUMBERS = itertools.count()
+"""Numbers for temporary names: the sets of several threads share a folder."""
 
 ACTOR_FIELDS = (
     "actor_source",
@@ -181,7 +185,8 @@ class SegmentWriter:
     def finish(self) -> Finished:
         """Write what is pending, sync and close."""
         self.flush()
-        assert self._parquet is not None and self._file is not None
+        assert self._parquet is not None
+        assert self._file is not None
         self._parquet.close()
         self._file.close()
         path = layout.events_path(self._relation, self._day, self._first, self._last)
@@ -218,7 +223,6 @@ class SegmentSet:
         self._incoming = incoming
         self._kind = kind
         self._writers: dict[tuple[int, int, date], SegmentWriter] = {}
-        self._count = 0
 
     def add(self, batch: EventBatch) -> None:
         key = (batch.relation.oid, batch.relation.version, batch.day)
@@ -242,8 +246,7 @@ class SegmentSet:
         self._writers.clear()
 
     def _next_path(self) -> Path:
-        self._count += 1
-        return self._incoming / f"{self._kind}-{id(self):x}-{self._count}.parquet"
+        return self._incoming / f"{self._kind}-{next(_NUMBERS)}.parquet"
 
 
 def write_transactions(incoming: Path, transactions: pa.Table) -> list[Finished]:

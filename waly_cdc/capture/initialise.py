@@ -78,7 +78,8 @@ def initialise(
                     f"there is an archive at {settings.archive} already",
                     hint="`waly run` goes on with it; --if-not-exists makes this no error",
                 )
-            assert contents.source is not None and contents.beginning is not None
+            assert contents.source is not None
+            assert contents.beginning is not None
             return InitResult(
                 str(settings.archive), contents.source.slot, contents.beginning, False, ()
             )

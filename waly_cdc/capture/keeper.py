@@ -79,11 +79,10 @@ class Keeper:
         A transaction whose Commit is not there is dropped: the server sends it again, whole.
         """
         folder, horizon = self._archive.journal, self._archive.contents.horizon
-        chunks = ends_with = 0
-        for stored in reader.read(folder, horizon):
-            chunks += 1
+        ends_with = 0
+        for number, stored in enumerate(reader.read(folder, horizon), start=1):
             if stored.committed > self._committed:
-                self._committed, ends_with = stored.committed, chunks
+                self._committed, ends_with = stored.committed, number
         for number, stored in enumerate(reader.read(folder, horizon), start=1):
             if number > ends_with:
                 break
@@ -155,7 +154,7 @@ class Keeper:
             self._write_state("stopped" if self._error is None else "failed")
 
     def _next(self) -> Received | None:
-        """What was received next; nothing at all, if nothing comes, so that timers are looked at."""
+        """What was received next; empty if nothing comes, so that timers are looked at."""
         try:
             received = self._queue.get(timeout=SYNC_EVERY)
         except queue.Empty:

@@ -16,10 +16,11 @@ from waly_cdc.relations import (
     IDENTITY_INDEX,
     Column,
     RelationVersion,
+    StreamColumn,
     StreamRelation,
     stored_name,
 )
-from waly_cdc.source.catalog import Table
+from waly_cdc.source.catalog import Table, TableColumn
 
 
 class Shapes:
@@ -64,12 +65,10 @@ class Shapes:
     def _add(self, relation: StreamRelation, table: Table | None, lsn: Lsn) -> RelationVersion:
         versions = self._versions.setdefault(relation.oid, [])
         agrees = table is not None and table.to_stream().columns == relation.columns
-        attnums = [column.attnum for column in table.columns] if table and agrees else None
-        type_names = [column.type_name for column in table.columns] if table and agrees else None
+        attnums = _attnums(relation, table, versions)
         columns: list[Column] = []
         taken = {column.stored for version in versions for column in version.columns}
-        for number, described in enumerate(relation.columns):
-            attnum = attnums[number] if attnums else None
+        for described, attnum in zip(relation.columns, attnums, strict=True):
             storage = storage_of(described.type_oid, described.typmod)
             stored = _known_column(versions, described.name, attnum, storage)
             if stored is None or stored in {column.stored for column in columns}:
@@ -82,7 +81,7 @@ class Shapes:
                     storage=storage,
                     type_oid=described.type_oid,
                     typmod=described.typmod,
-                    type_name=type_names[number] if type_names else "",
+                    type_name=_type_name(described, table, versions),
                     identity=described.identity,
                     attnum=attnum,
                 )
@@ -94,12 +93,54 @@ class Shapes:
             name=relation.name,
             replica_identity=relation.replica_identity,
             columns=tuple(columns),
-            key=_key(relation, table if agrees else None, columns),
+            key=_key(relation, table if agrees else None, columns, versions),
             since=lsn,
         )
         versions.append(version)
         self.new.append(version)
         return version
+
+
+def _attnums(
+    relation: StreamRelation, table: Table | None, versions: Sequence[RelationVersion]
+) -> list[int | None]:
+    """The attnum of each column, None where it cannot be told.
+
+    The catalog may be ahead: it knows columns by the names they have by then, and the version
+    before by the names they had. A name that neither knows came and went in between: it is the one
+    column of its type that lies where it does. Columns are in the order of their attnums.
+    """
+    now = {_identity(c): c.attnum for c in (table.columns if table else ())}
+    past = {_identity(c): c.attnum for c in (versions[-1].columns if versions else ())}
+    attnums = [now.get(_identity(c)) or past.get(_identity(c)) for c in relation.columns]
+    for number, described in enumerate(relation.columns):
+        if attnums[number] is None:
+            low = max((a for a in attnums[:number] if a is not None), default=0)
+            high = min((a for a in attnums[number + 1 :] if a is not None), default=1 << 15)
+            kind = (described.type_oid, described.typmod)
+            possible = {
+                attnum
+                for (_, *other), attnum in {**past, **now}.items()
+                if attnum is not None and low < attnum < high and tuple(other) == kind
+            }
+            attnums[number] = possible.pop() if len(possible) == 1 else None
+    known = [attnum for attnum in attnums if attnum is not None]
+    # Out of order: a name has gone from one column to another, and nothing is certain.
+    return attnums if known == sorted(set(known)) else [None] * len(attnums)
+
+
+def _identity(column: StreamColumn | TableColumn | Column) -> tuple[str, int, int]:
+    return column.name, column.type_oid, column.typmod
+
+
+def _type_name(
+    column: StreamColumn, table: Table | None, versions: Sequence[RelationVersion]
+) -> str:
+    """What the catalog calls a column's type; empty where it could not be asked in time."""
+    described = [*(c for v in versions for c in v.columns), *(table.columns if table else ())]
+    kind = (column.type_oid, column.typmod)
+    names = [c.type_name for c in described if (c.type_oid, c.typmod) == kind and c.type_name]
+    return names[-1] if names else ""
 
 
 def _known_column(
@@ -117,11 +158,18 @@ def _known_column(
 
 
 def _key(
-    relation: StreamRelation, table: Table | None, columns: Sequence[Column]
+    relation: StreamRelation,
+    table: Table | None,
+    columns: Sequence[Column],
+    versions: Sequence[RelationVersion],
 ) -> tuple[str, ...]:
     by_name = {column.name: column.stored for column in columns}
     if table is not None:
         return tuple(by_name[name] for name in table.key if name in by_name)
+    before = versions[-1].key if versions else ()
+    sent = {column.stored for column in columns if column.identity}
     if relation.replica_identity in (IDENTITY_DEFAULT, IDENTITY_INDEX):
+        if sent == set(before):
+            return before
         return tuple(column.stored for column in columns if column.identity)
-    return ()
+    return before if set(before) <= set(by_name.values()) else ()

@@ -14,6 +14,7 @@ from typing import Any
 
 from waly_cdc import durable
 from waly_cdc.archive.manifest import format_time
+from waly_cdc.errors import StorageError
 from waly_cdc.lsn import Lsn
 
 FILE = "sidecar.json"
@@ -47,7 +48,7 @@ def write_state(root: Path, state: SidecarState) -> None:
     }
     try:
         durable.replace(root / FILE, json.dumps(data).encode() + b"\n", durable=False)
-    except durable.StorageError:
+    except StorageError:
         return
 
 

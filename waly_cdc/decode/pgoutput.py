@@ -100,13 +100,8 @@ class ColumnarDecoder:
     def decode(self, chunk: Chunk) -> Decoded:
         """Decode a chunk. Raises DecodeError for anything that is not pgoutput's."""
         if not len(chunk):
-            empty = events.TRANSACTIONS.empty_table().to_batches()
-            return Decoded([], empty[0] if empty else _no_transactions(), [])
+            return Decoded([], pa.RecordBatch.from_pylist([], schema=events.TRANSACTIONS), [])
         return _ChunkDecoder(self, chunk).run()
-
-
-def _no_transactions() -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=events.TRANSACTIONS)
 
 
 class _ChunkDecoder:
@@ -165,19 +160,33 @@ class _ChunkDecoder:
         at = self.begin[begins]
         if (self.end[begins] - at != 21).any():
             raise DecodeError("a Begin message has a wrong length")
+        lsn, committed_at = self._lsn(at + 1), self.data.int64(at + 9)
+        if ((committed_at < _FIRST_TIME) | (committed_at > _LAST_TIME)).any():
+            raise DecodeError("a commit time lies outside of the calendar")
         before = self.stream._open or _OpenTransaction(0, 0, 0)
         return _Transactions(
             of=np.cumsum(kind == _B),
-            lsn=np.append(before.lsn, self.data.int64(at + 1)),
-            committed_at=np.append(before.committed_at, self.data.int64(at + 9) + _EPOCH),
+            lsn=np.append(before.lsn, lsn),
+            committed_at=np.append(before.committed_at, committed_at + _EPOCH),
             xid=np.append(before.xid, self.data.uint32(at + 17)),
             seq=np.append(-before.seq, np.zeros(len(begins), np.int64)),
         )
 
+    def _lsn(self, at: Positions) -> Positions:
+        lsn = self.data.int64(at)
+        if (lsn < 0).any():
+            raise DecodeError("an LSN is beyond 2^63, which no column holds")
+        return lsn
+
     def _check_inside(self, rows: Positions) -> None:
+        """Rows, relations and transactional messages belong to a transaction."""
+        needing = np.append(rows, np.flatnonzero(self.kind == _R))
+        logical = np.flatnonzero(self.kind == _M)
+        transactional = self.data.uint8(self.begin[logical] + 1) & 1 == 1
+        needing = np.append(needing, logical[transactional])
         depth = np.cumsum(self.kind == _B) - np.cumsum(self.kind == _C)
-        if (depth[rows] + (self.stream._open is not None) != 1).any():
-            raise DecodeError("a row lies outside of a transaction")
+        if (depth[needing] + (self.stream._open is not None) != 1).any():
+            raise DecodeError("a message lies outside of a transaction")
 
     def _commit(self, transactions: _Transactions, counts: Positions, rows: int) -> pa.RecordBatch:
         """The transactions committed in this chunk; remembers the one that is still open."""
@@ -208,7 +217,7 @@ class _ChunkDecoder:
         return pa.RecordBatch.from_arrays(
             [
                 pa.array(transactions.lsn[of]),
-                pa.array(self.data.int64(at + 10)),
+                pa.array(self._lsn(at + 10)),
                 pa.array(transactions.xid[of]),
                 pa.array(transactions.committed_at[of]).cast(events.COMMITTED_AT),
                 pa.array(counts[of]),
@@ -327,8 +336,10 @@ class _ChunkDecoder:
                 else:
                     tuples.place(spans, new_rows, new[number], slice(None))
             if old:
-                tuples.place(spans, old_rows[deleted], old[number], np.flatnonzero(deleted))
-                _fill_from_old(spans, old[number], old_rows, full_rows)
+                if deleted.any():
+                    tuples.place(spans, old_rows[deleted], old[number], np.flatnonzero(deleted))
+                sent = full_rows | column.identity
+                _fill_from_old(spans, old[number], old_rows, sent)
             own.append(texts.typed(column.stored, column.storage, spans.text(data)))
             if spans.unchanged is not None and spans.unchanged.any():
                 unchanged_names.append(column.stored)
@@ -383,25 +394,28 @@ class _ChunkDecoder:
 _EPOCH = 946_684_800_000_000
 """2000-01-01, PostgreSQL's epoch, in microseconds since 1970-01-01."""
 
+_DAY = 86_400_000_000
+_FIRST_TIME = (date.min - date(2000, 1, 1)).days * _DAY
+_LAST_TIME = (date.max - date(2000, 1, 1)).days * _DAY + _DAY - 1
+"""The calendar's bounds, in microseconds since PostgreSQL's epoch."""
+
 
 def _date(day: int) -> date:
-    try:
-        return date.fromordinal(date(1970, 1, 1).toordinal() + day)
-    except (ValueError, OverflowError) as error:
-        raise DecodeError("a commit time lies outside of the calendar") from error
+    return date.fromordinal(date(1970, 1, 1).toordinal() + day)
 
 
 def _fill_from_old(
-    spans: Spans, old: Spans, old_rows: Positions, full_rows: npt.NDArray[np.bool_]
+    spans: Spans, old: Spans, old_rows: Positions, sent: npt.NDArray[np.bool_]
 ) -> None:
-    """Take unchanged values from the old row where the whole of it was sent."""
+    """Take unchanged values from the old row where the column of it was sent: always for the
+    replica identity's columns, else where the whole old row was."""
     if spans.unchanged is None:
         return
     spans.start, spans.end = spans.start.copy(), spans.end.copy()
     assert spans.absent is not None
     spans.absent, spans.unchanged = spans.absent.copy(), spans.unchanged.copy()
     known = np.ones(len(old_rows), np.bool_) if old.unchanged is None else ~old.unchanged
-    fill = full_rows[old_rows] & spans.unchanged[old_rows] & known
+    fill = sent[old_rows] & spans.unchanged[old_rows] & known
     rows = old_rows[fill]
     spans.unchanged[rows] = False
     tuples.place(spans, rows, old, np.flatnonzero(fill))

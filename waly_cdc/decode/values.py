@@ -2,8 +2,8 @@
 
 The exact-text rule: a typed column is used only where the typed value gives back the very text that
 PostgreSQL prints (under the rendering settings of `waly_cdc.source.connect`). Every other type is
-stored as that text. A value that its typed column cannot hold (`NaN` in a numeric, `infinity`, dates
-BC or after 9999) is NULL there, and its text goes to the event's `_raw`.
+stored as that text. A value that its typed column cannot hold (`NaN` in a numeric, `infinity`,
+dates BC or after 9999) is NULL there, and its text goes to the event's `_raw`.
 
 | storage          | PostgreSQL types                              | Arrow type            |
 |------------------|-----------------------------------------------|-----------------------|
@@ -73,7 +73,7 @@ def storage_of(type_oid: int, typmod: int) -> str:
         # numeric's typmod: precision in the upper 16 bits, scale in the lower 11, signed since 15.
         precision = (typmod - 4) >> 16 & 0xFFFF
         scale = ((typmod - 4 & 0x7FF) ^ 1024) - 1024
-        if precision <= 38 and 0 <= scale <= precision:
+        if 1 <= precision <= 38 and 0 <= scale <= precision:
             return f"decimal({precision},{scale})"
     return _STORAGE_BY_OID.get(type_oid, TEXT)
 
@@ -110,13 +110,25 @@ def from_text(storage: str, text: pa.StringArray) -> tuple[pa.Array, Mask | None
         raw = None
     if raw is not None:
         text = pc.if_else(pa.array(raw), pa.scalar(None, pa.string()), text)
+    array, refused = _convert_each(storage, text)
+    if refused is not None:
+        raw = refused if raw is None else raw | refused
+    return array, raw
+
+
+def _convert_each(storage: str, text: pa.StringArray) -> tuple[pa.Array, Mask | None]:
+    """Typed values, and which texts are refused: those alone, whatever lies beside them."""
     try:
-        return _convert(storage, text), raw
+        return _convert(storage, text), None
     except pa.ArrowInvalid:
-        every = np.ones(len(text), dtype=np.bool_) if present is None else present
-        if raw is not None:
-            every = every | raw
-        return pa.nulls(len(text), arrow_type(storage)), every
+        if len(text) == 1:
+            return pa.nulls(1, arrow_type(storage)), np.ones(1, np.bool_)
+    half = len(text) // 2
+    parts = [_convert_each(storage, text[:half]), _convert_each(storage, text[half:])]
+    masks = [
+        np.zeros(len(array), np.bool_) if refused is None else refused for array, refused in parts
+    ]
+    return pa.concat_arrays([array for array, _ in parts]), np.concatenate(masks)
 
 
 def _convert(storage: str, text: pa.StringArray) -> pa.Array:
@@ -150,8 +162,9 @@ class _Texts:
         _, offsets, data = text.buffers()
         span = slice(text.offset, text.offset + len(text) + 1)
         bounds = np.frombuffer(offsets, dtype=np.int32)[span]
-        self.start, self.end = bounds[:-1], bounds[1:]
-        self.length = self.end - self.start
+        self.start: npt.NDArray[np.int32] = bounds[:-1]
+        self.end: npt.NDArray[np.int32] = bounds[1:]
+        self.length: npt.NDArray[np.int32] = self.end - self.start
         self._data = (
             np.frombuffer(data, dtype=np.uint8)
             if data is not None and data.size
@@ -162,53 +175,57 @@ class _Texts:
         """The byte at each absolute position; some byte of another text where it lies outside."""
         return self._data[np.clip(position, 0, len(self._data) - 1)]
 
+    def has(self, position: npt.NDArray[np.int32], character: str) -> Mask:
+        """Whether the byte at each absolute position is that character."""
+        found: Mask = self.byte(position) == ord(character)
+        return found
+
+    def shorter_or_longer(self, shortest: int, longest: int) -> Mask:
+        """Whether each length lies outside of the bounds, which are lengths that fit."""
+        return (self.length < shortest) | (self.length > longest)
+
 
 def _unfit_bool(texts: _Texts) -> Mask:
-    first = texts.byte(texts.start)
-    return (texts.length != 1) | ((first != ord("t")) & (first != ord("f")))
+    known = texts.has(texts.start, "t") | texts.has(texts.start, "f")
+    return texts.shorter_or_longer(1, 1) | ~known
 
 
 def _unfit_date(texts: _Texts) -> Mask:
-    return texts.length != len("2026-11-23")
+    return texts.shorter_or_longer(len("2026-11-23"), len("2026-11-23"))
 
 
 def _unfit_time(texts: _Texts) -> Mask:
-    midnight_after = (texts.byte(texts.start) == ord("2")) & (
-        texts.byte(texts.start + 1) == ord("4")
-    )
-    return (
-        (texts.length < len("14:02:11")) | (texts.length > len("14:02:11.123456")) | midnight_after
-    )
+    midnight_after = texts.has(texts.start, "2") & texts.has(texts.start + 1, "4")
+    return texts.shorter_or_longer(len("14:02:11"), len("14:02:11.123456")) | midnight_after
 
 
 def _unfit_timestamp(texts: _Texts, zone: str = "") -> Mask:
     shortest = len("2026-11-23 14:02:11") + len(zone)
     return (
-        (texts.length < shortest)
-        | (texts.length > shortest + len(".123456"))
-        | (texts.byte(texts.start + 4) != ord("-"))
-        | (texts.byte(texts.end - 1) == ord("C"))
+        texts.shorter_or_longer(shortest, shortest + len(".123456"))
+        | ~texts.has(texts.start + 4, "-")
+        | texts.has(texts.end - 1, "C")
     )
 
 
 def _unfit_timestamptz(texts: _Texts) -> Mask:
-    return _unfit_timestamp(texts, "+00") | (texts.byte(texts.end - 3) != ord("+"))
+    return _unfit_timestamp(texts, "+00") | ~texts.has(texts.end - 3, "+")
 
 
 def _unfit_decimal(texts: _Texts, scale: int) -> Mask:
     last = texts.byte(texts.end - 1)
     unfit = (last < ord("0")) | (last > ord("9"))
     if scale:
-        unfit |= texts.byte(texts.end - 1 - scale) != ord(".")
+        unfit |= ~texts.has(texts.end - 1 - scale, ".")
     return unfit
 
 
 def _unfit_bytes(texts: _Texts) -> Mask:
     return (
         (texts.length < 2)
-        | (texts.length % 2 != 0)
-        | (texts.byte(texts.start) != ord("\\"))
-        | (texts.byte(texts.start + 1) != ord("x"))
+        | (texts.length % 2 > 0)
+        | ~texts.has(texts.start, "\\")
+        | ~texts.has(texts.start + 1, "x")
     )
 
 
@@ -227,7 +244,8 @@ _NIBBLES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16, dty
 
 def _unhex(text: pa.StringArray) -> pa.Array:
     """Bytes from their hexadecimal text `\\x00ff` (PostgreSQL documentation, section 8.4.1)."""
-    digits = pc.binary_slice(pc.cast(text, pa.binary()), 2)
+    # Arrow multiplies the slice's length by the number of values: without a stop that overflows.
+    digits = pc.binary_slice(pc.cast(text, pa.binary()), 2, 1 << 31)
     _, offsets, data = digits.buffers()
     bounds = np.frombuffer(offsets, dtype=np.int32)[digits.offset : digits.offset + len(digits) + 1]
     hexes = np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, np.uint8)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -10,12 +11,48 @@ import duckdb
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import PointNotInArchive
+from waly_cdc.history.events import sql_type
 from waly_cdc.history.jsonb import pg_text, to_json
-from waly_cdc.history.log import key_json, row_json
+from waly_cdc.history.log import key_json, parse_key, row_json
 from waly_cdc.history.moment import Moment
+from waly_cdc.history.rows import Key, Texts
 from waly_cdc.history.session import identifier, rows
 from waly_cdc.history.state import column_text, state_query
 from waly_cdc.relations import RelationVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A row that is not the same at both moments; None on the side where it is not there."""
+
+    relation: RelationVersion
+    key: Key
+    before: Texts | None
+    after: Texts | None
+
+    @property
+    def change(self) -> str:
+        if self.before is None:
+            return "added"
+        return "removed" if self.after is None else "changed"
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `waly diff --json`."""
+        changed = None
+        if self.before is not None and self.after is not None:
+            changed = {
+                c.name: [to_json(c, self.before[c.stored]), to_json(c, self.after[c.stored])]
+                for c in self.relation.columns
+                if self.before[c.stored] != self.after[c.stored]
+            }
+        return {
+            "table": self.relation.qualified_name,
+            "change": self.change,
+            "key": key_json(self.relation, self.key),
+            "changed": changed,
+            "before": row_json(self.relation, self.before),
+            "after": row_json(self.relation, self.after),
+        }
 
 
 def diff(
@@ -23,14 +60,16 @@ def diff(
     contents: Contents,
     store: LocalStore,
     table: str | None,
+    key: Sequence[str],
     start: Moment,
     end: Moment,
 ) -> Iterator[dict[str, Any]]:
-    """What differs, an object per row: `table`, `change` (`added`, `removed` or `changed`), `key`,
-    `changed` (column → [old, new]), `before`, `after`. Rows of a table without a key are only added
-    or removed. Raises UsageError for an unknown table."""
+    """What differs, an object per row (see `Difference.to_json`). Rows of a table without a key are
+    only added or removed. Raises UsageError for an unknown table, or a key that does not fit it."""
+    wanted: Key | None = None
     if table is not None:
         relations = [contents.find_relation(table, end.bound)]
+        wanted = parse_key(relations[0], key) if key else None
     else:
         relations = [
             relation
@@ -38,7 +77,9 @@ def diff(
             if (relation := contents.version_at(oid, end.bound)) is not None
         ]
     for relation in sorted(relations, key=lambda relation: relation.qualified_name):
-        yield from _relation_diff(connection, contents, store, relation, start, end)
+        for found in _relation_diff(connection, contents, store, relation, start, end):
+            if wanted is None or found.key == wanted:
+                yield found.to_json()
 
 
 def _relation_diff(
@@ -48,7 +89,7 @@ def _relation_diff(
     relation: RelationVersion,
     start: Moment,
     end: Moment,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Difference]:
     texts = ", ".join(f"{column_text(c)} AS {identifier(c.stored)}" for c in relation.columns)
     after = f"SELECT {texts} FROM ({state_query(contents, store, relation, end.bound)})"
     try:
@@ -68,40 +109,20 @@ gone AS (SELECT * FROM before EXCEPT ALL SELECT * FROM after),
 come AS (SELECT * FROM after EXCEPT ALL SELECT * FROM before)
 SELECT TRUE AS _gone, {", ".join(names)} FROM gone
 UNION ALL SELECT FALSE, {", ".join(names)} FROM come"""
-    gone: dict[Any, dict[str, str | None]] = {}
-    for number, row in enumerate(rows(connection, f"{statement} ORDER BY _gone DESC")):
+    gone: dict[Any, Texts] = {}
+    order = [
+        f"TRY_CAST({identifier(c.stored)} AS {sql_type(c.storage)})" for c in relation.key_columns
+    ]
+    statement += f" ORDER BY {', '.join(['_gone DESC', *order])}"
+    for number, row in enumerate(rows(connection, statement)):
         was = row.pop("_gone")
         image = {c.stored: pg_text(c, row[c.stored]) for c in relation.columns}
         key = tuple(image[stored] for stored in relation.key)
         if was and key:
             gone[key] = image
         elif was:
-            yield _difference(relation, key, image, None)
+            yield Difference(relation, key, image, None)
         else:
-            yield _difference(relation, key, gone.pop(key if key else number, None), image)
+            yield Difference(relation, key, gone.pop(key if key else number, None), image)
     for key, image in gone.items():
-        yield _difference(relation, key, image, None)
-
-
-def _difference(
-    relation: RelationVersion,
-    key: tuple[str | None, ...],
-    before: dict[str, str | None] | None,
-    after: dict[str, str | None] | None,
-) -> dict[str, Any]:
-    change = "changed" if before and after else "added" if after else "removed"
-    changed = None
-    if before and after:
-        changed = {
-            c.name: [to_json(c, before[c.stored]), to_json(c, after[c.stored])]
-            for c in relation.columns
-            if before[c.stored] != after[c.stored]
-        }
-    return {
-        "table": relation.qualified_name,
-        "change": change,
-        "key": key_json(relation, key),
-        "changed": changed,
-        "before": row_json(relation, before),
-        "after": row_json(relation, after),
-    }
+        yield Difference(relation, key, image, None)

@@ -7,7 +7,7 @@ what it does not have is NULL.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import File
@@ -30,6 +30,9 @@ _SQL_TYPES = {
     "timestamptz": "TIMESTAMPTZ",
     "text": "VARCHAR",
 }
+ReadFiles = Callable[[LocalStore, Sequence[File]], str]
+"""Gives the table expression by which a statement reads files that have one schema."""
+
 _NEVER_RAW = ("text", "bool", "int16", "int32", "int64")
 """Storages whose typed column holds every value that PostgreSQL prints."""
 
@@ -70,6 +73,7 @@ def events(
     *,
     old: Iterable[Column] = (),
     extra: Sequence[str] = (),
+    read: ReadFiles = read_files,
 ) -> str:
     """A statement for the events in `files`: the relation's columns under their stored names,
     `_op`, `_lsn`, `_seq`, `_unchanged`, `_raw`, `_has_before`, `extra`; for the columns of `old`
@@ -88,7 +92,7 @@ def events(
         columns.append(("_before IS NOT NULL" if has_before else "FALSE") + " AS _has_before")
         for column in old:
             columns += _old(version, column)
-        parts.append(f"SELECT {', '.join(columns)}\nFROM {read_files(store, mine)}")
+        parts.append(f"SELECT {', '.join(columns)}\nFROM {read(store, mine)}")
     return "\nUNION ALL\n".join(parts) if parts else _nothing(relation, old, extra)
 
 

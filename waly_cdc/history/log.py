@@ -68,7 +68,7 @@ def log(
         )
         found += _newest(matching, None if wanted.actor else wanted.limit)
     found.sort(key=_position, reverse=True)
-    transactions = by_lsn(connection, contents, store, {event.lsn for event in found})
+    transactions = by_lsn(contents, store, {event.lsn for event in found})
     given = 0
     for event in found:
         transaction = transactions.get(event.lsn)
@@ -243,7 +243,7 @@ def _matches(event: RowEvent, wanted: LogFilter) -> bool:
     if wanted.xid is not None and event.xid != wanted.xid:
         return False
     if wanted.column is not None:
-        return wanted.column in (_changed(event) or {})
+        return wanted.column in (changed_texts(event) or {})
     return True
 
 
@@ -255,18 +255,27 @@ def _position(event: RowEvent) -> tuple[int, int]:
     return event.lsn.value, event.seq
 
 
-def _changed(event: RowEvent) -> dict[str, list[Any]] | None:
-    """For an update the columns that changed: name → [old, new]."""
+def changed_texts(event: RowEvent) -> dict[str, tuple[str | None, str | None]] | None:
+    """For an update the columns that changed, by name: PostgreSQL's text before and after."""
     if event.op != "U" or event.before is None or event.after is None:
         return None
     before, after = event.before, event.after
     return {
-        column.name: [
-            to_json(column, before.get(column.stored)),
-            to_json(column, after[column.stored]),
-        ]
+        column.name: (before.get(column.stored), after[column.stored])
         for column in event.relation.columns
         if before.get(column.stored) != after[column.stored]
+    }
+
+
+def _changed(event: RowEvent) -> dict[str, list[Any]] | None:
+    """For an update the columns that changed: name → [old, new], as JSON values."""
+    changed = changed_texts(event)
+    if changed is None:
+        return None
+    return {
+        column.name: [to_json(column, text) for text in changed[column.name]]
+        for column in event.relation.columns
+        if column.name in changed
     }
 
 

@@ -46,7 +46,7 @@ def show(
             f"{relation.qualified_name} had no row {' '.join(key)} at {moment.bound}",
             hint="its last change was at " + str(format_time(last.committed_at)) if last else None,
         )
-    transaction = by_lsn(connection, contents, store, {living.lsn}).get(living.lsn)
+    transaction = by_lsn(contents, store, {living.lsn}).get(living.lsn)
     return {
         "table": relation.qualified_name,
         "row": row_json(relation, living.after),

@@ -1,8 +1,8 @@
 """Rows over time: the events of some rows, in order, each with the row before and after it.
 
-A row is followed through key changes. What an update did not send (unchanged TOAST, and with replica
-identity DEFAULT the whole old row) comes from our own earlier image of the row. In a table without a
-key the rows are told apart by their content.
+A row is followed through key changes. What an update did not send (unchanged TOAST, and with
+replica identity DEFAULT the whole old row) comes from our own earlier image of the row. In a table
+without a key the rows are told apart by their content.
 """
 
 from __future__ import annotations
@@ -188,6 +188,7 @@ class _Walk:
     def step(self, values: dict[str, Any]) -> RowEvent | None:
         relation, op = self._relation, values["_op"]
         if op == "T":
+            self._versions.update({key: version for key, (_, version) in self._living.items()})
             self._living.clear()
             return self._event(values, (), None, None, None)
         own: Texts = {c.stored: pg_text(c, values[c.stored]) for c in relation.columns}

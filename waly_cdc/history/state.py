@@ -15,6 +15,7 @@ from waly_cdc.archive.manifest import File
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import PointNotInArchive
 from waly_cdc.history.events import (
+    ReadFiles,
     events,
     may_be_raw,
     old_name,
@@ -22,7 +23,7 @@ from waly_cdc.history.events import (
     raw_name,
     raw_text,
 )
-from waly_cdc.history.session import identifier, literal
+from waly_cdc.history.session import identifier, literal, read_files
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import Column, RelationVersion
 
@@ -57,7 +58,11 @@ def state_files(contents: Contents, relation: RelationVersion, bound: Lsn) -> li
 
 
 def state_query(
-    contents: Contents, store: LocalStore, relation: RelationVersion, bound: Lsn
+    contents: Contents,
+    store: LocalStore,
+    relation: RelationVersion,
+    bound: Lsn,
+    read: ReadFiles = read_files,
 ) -> str:
     """The statement that gives a table's rows at a point: all transactions whose commit record
     begins before `bound`.
@@ -71,15 +76,17 @@ def state_query(
     first = baseline.lsn.value - 1 if baseline else 0
     span = f"_lsn BETWEEN {first} AND {bound.value - 1}"
     ops = {op for file in files for op, count in file.ops.items() if count}
-    if ops <= {"R", "I"} and (not relation.key or "I" not in ops):
-        return (
-            f"SELECT {_names(relation.columns)}, _raw, _lsn, _seq\nFROM (\n"
-            f"{events(contents, store, relation, files)}\n)\nWHERE {span}"
-        )
     truncated = "T" in ops
+    if not ops & {"U", "D"}:
+        return (
+            f"WITH events AS (\nSELECT * FROM (\n"
+            f"{events(contents, store, relation, files, read=read)}\n) WHERE {span}\n)\n"
+            f"SELECT {_names(relation.columns, '_raw', '_lsn', '_seq')}\n"
+            f"FROM events WHERE _op <> 'T' AND {_after_truncate(truncated)}"
+        )
     if not relation.key:
-        return _multiset(contents, store, relation, span, files, truncated)
-    return _keyed(contents, store, relation, span, files, truncated)
+        return _multiset(contents, store, relation, span, files, truncated, read)
+    return _keyed(contents, store, relation, span, files, truncated, read)
 
 
 def column_text(column: Column, raw: str | None = None) -> str:
@@ -102,8 +109,8 @@ def column_text(column: Column, raw: str | None = None) -> str:
     return f"coalesce({text}, {raw or raw_text(column.stored)})"
 
 
-def _names(columns: Sequence[Column]) -> str:
-    return ", ".join(identifier(column.stored) for column in columns)
+def _names(columns: Sequence[Column], *more: str) -> str:
+    return ", ".join([*(identifier(column.stored) for column in columns), *more])
 
 
 def _after_truncate(truncated: bool) -> str:
@@ -125,6 +132,7 @@ def _keyed(
     span: str,
     files: Sequence[File],
     truncated: bool,
+    read: ReadFiles,
 ) -> str:
     key = relation.key_columns
     rekeyed = any(file.rekeyed for file in files)
@@ -132,9 +140,9 @@ def _keyed(
     names = _names(relation.columns)
     new_key = [identifier(column.stored) for column in key]
     new_raw = [f"{raw_text(c.stored)} AS {raw_name(c)}" for c in key if may_be_raw(c)]
-    source = events(contents, store, relation, files, old=key if rekeyed else ())
+    source = events(contents, store, relation, files, old=key if rekeyed else (), read=read)
     images = (
-        f"SELECT {', '.join(new_raw + [names])}, _raw, _unchanged, _lsn, _seq,"
+        f"SELECT {', '.join([*new_raw, names])}, _raw, _unchanged, _lsn, _seq,"
         " _op <> 'D' AS _alive\n"
         f"FROM events WHERE _op <> 'T' AND {_after_truncate(truncated)}"
     )
@@ -274,10 +282,11 @@ def _multiset(
     span: str,
     files: Sequence[File],
     truncated: bool,
+    read: ReadFiles,
 ) -> str:
     columns = relation.columns
     raws = [column for column in columns if may_be_raw(column)]
-    source = events(contents, store, relation, files, old=columns)
+    source = events(contents, store, relation, files, old=columns, read=read)
     new = [f"{raw_text(column.stored)} AS {raw_name(column)}" for column in raws]
     old = [f"{old_name(column)} AS {identifier(column.stored)}" for column in columns]
     old += [f"{old_raw_name(column)} AS {raw_name(column)}" for column in raws]

@@ -53,12 +53,7 @@ UNKNOWN_ACTOR: Mapping[str, Any] = {
 }
 
 
-def by_lsn(
-    connection: duckdb.DuckDBPyConnection,
-    contents: Contents,
-    store: LocalStore,
-    lsns: Collection[Lsn],
-) -> dict[Lsn, Transaction]:
+def by_lsn(contents: Contents, store: LocalStore, lsns: Collection[Lsn]) -> dict[Lsn, Transaction]:
     """The transactions whose commit records begin at these LSNs."""
     if not lsns:
         return {}

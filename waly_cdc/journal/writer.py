@@ -6,8 +6,9 @@ Invariants:
 * a file `<lsn>.journal` holds what was received from that LSN on; `rotate` starts the next one;
 * `trim` removes whole files, and only those that lie before an LSN the archive has sealed.
 
-Crash windows: in `append`, a torn chunk at the end of the newest file, which the reader cuts; between
-`rotate` and the first `append`, nothing; in `trim`, some sealed files remain, and are removed later.
+Crash windows: in `append`, a torn chunk at the end of the newest file, which the reader cuts;
+between `rotate` and the first `append`, nothing; in `trim`, some sealed files remain, and are
+removed later.
 """
 
 from __future__ import annotations

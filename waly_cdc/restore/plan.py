@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -11,24 +11,36 @@ from waly_cdc.archive.contents import Contents, parse_qualified_name
 from waly_cdc.archive.manifest import Baseline, File, SequenceValue, format_time
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import ArchiveCorrupt, PointNotInArchive, TargetError, UsageError
+from waly_cdc.history.moment import Moment
 from waly_cdc.history.state import state_files
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import RelationVersion
 from waly_cdc.restore import schema as schemas
 from waly_cdc.restore.dump import Item, read_items
+from waly_cdc.restore.fit import made_from_version
 from waly_cdc.restore.schema import Schema, TableItem
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaDump:
+    """The schema as it was at about `lsn`: the dump may already show what came a little later."""
+
+    lsn: Lsn
+    items: Sequence[Item]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTable:
     """A table whose rows are restored, under the name that it has in the target.
 
-    `files` are those that its state is computed from: of a baseline (None for a table that was
-    made later and followed from its first row on) and of the events since.
+    `versions` are all of its relation, `version` is the one in force. `files` are those that its
+    state is computed from: of a baseline (None for a table that was made later and followed from
+    its first row on) and of the events since.
     """
 
     name: TableItem
     version: RelationVersion
+    versions: tuple[RelationVersion, ...]
     baseline: Baseline | None
     files: tuple[File, ...]
 
@@ -47,8 +59,8 @@ class PlannedTable:
 class Plan:
     """A restore to `lsn`: the state made by all commits that begin before it.
 
-    `schema` is None where there is no dump to take it from. `without_rows` names tables whose rows
-    cannot be restored, and why.
+    `schema` is None where there is no dump to take it from, `dumped_later` says that the dump was
+    taken after the point. `without_rows` names tables whose rows cannot be restored, and why.
     """
 
     lsn: Lsn
@@ -57,6 +69,7 @@ class Plan:
     schema: Schema | None
     sequences: tuple[SequenceValue, ...]
     without_rows: tuple[str, ...]
+    dumped_later: bool = False
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -95,49 +108,66 @@ class Plan:
         }
 
 
-def read_dump(store: LocalStore, contents: Contents, bound: Lsn) -> list[Item] | None:
-    """The schema in force at a point; None where the archive has none. Raises ArchiveCorrupt."""
-    file = contents.schema_file(bound)
-    if file is None:
+def plan_restore(
+    store: LocalStore, contents: Contents, moment: Moment, tables: Sequence[str] = ()
+) -> Plan:
+    """The plan of a restore to `moment` of the whole database, or of the tables that the user calls
+    so. Raises UsageError for a table that was not there then, ArchiveCorrupt."""
+    dump = read_dump(store, contents, moment.bound)
+    return plan(contents, dump, moment.bound, moment.time, tables)
+
+
+def read_dump(store: LocalStore, contents: Contents, bound: Lsn) -> SchemaDump | None:
+    """The schema dump that describes a point best; None where the archive has none.
+
+    That is the newest one before it, or the next one if a shape changed between the two. Raises
+    ArchiveCorrupt.
+    """
+    dumps = sorted((f for f in contents.files if f.kind == "schema"), key=lambda f: f.first_lsn)
+    earlier = [dump for dump in dumps if dump.first_lsn <= bound]
+    later = [dump for dump in dumps if dump.first_lsn > bound]
+    known = earlier[-1].first_lsn if earlier else bound
+    changed = any(known <= v.since < bound for vs in contents.relations.values() for v in vs)
+    if not dumps:
         return None
+    file = later[0] if later and (changed or not earlier) else earlier[-1]
     try:
-        return read_items(store.read(file.path))
+        return SchemaDump(file.first_lsn, read_items(store.read(file.path)))
     except FileNotFoundError:
         raise ArchiveCorrupt(f"{file.path} is missing", hint="run: waly verify") from None
 
 
 def plan(
     contents: Contents,
-    items: Sequence[Item] | None,
+    dump: SchemaDump | None,
     bound: Lsn,
     time: datetime | None,
     tables: Iterable[str] = (),
 ) -> Plan:
     """The plan of a restore to `bound` of the whole database, or of some tables.
 
-    `items` is what `read_dump` gives for the same point: a table that it does not hold did not
-    exist then. Raises UsageError for a table that is not there.
+    `dump` is what `read_dump` gives for the same point. Raises UsageError for a table that is not
+    there.
     """
-    alive = {} if items is None else {table.oid: table for table in schemas.table_items(items)}
-    if items is None:
-        for oid in contents.relations:
-            if (version := contents.version_at(oid, bound)) is not None:
-                alive[oid] = TableItem(oid, version.schema, version.name)
+    items = None if dump is None else _without_later_tables(contents, dump, bound)
+    described = schemas.table_items(items or ())
+    undescribed = _undescribed(contents, described, dump, bound)
+    alive = {table.oid: table for table in described}
+    alive |= {v.oid: TableItem(v.oid, v.schema, v.name) for v in undescribed}
     asked = [_find(alive.values(), contents, name, bound) for name in tables]
     wanted = set(asked) if asked else set(alive)
     schema = None
     if items is not None:
-        wanted = schemas.partitions_of(items, wanted)
+        wanted |= schemas.partitions_of(items, wanted)
         schema = schemas.some_tables(items, wanted) if asked else schemas.whole(items)
+        schema = _with_versions(schema, [v for v in undescribed if v.oid in wanted])
     planned, without_rows = [], []
     for table in (alive[oid] for oid in alive if oid in wanted and not alive[oid].partitioned):
         found = _planned(contents, table, bound)
         if isinstance(found, str):
             without_rows.append(f"rows of table {table.qualified_name}: {found}")
-        else:
+        elif found is not None:
             planned.append(found)
-    if not asked:
-        without_rows += _unknown_shape(contents, alive, bound)
     sequences = contents.sequences_at(bound)
     made = schema.sequences if schema else frozenset()
     return Plan(
@@ -147,7 +177,59 @@ def plan(
         schema=schema,
         sequences=tuple(s for s in sequences if (s.schema, s.name) in made),
         without_rows=tuple(without_rows),
+        dumped_later=dump is not None and dump.lsn > bound,
     )
+
+
+def _without_later_tables(contents: Contents, dump: SchemaDump, bound: Lsn) -> list[Item]:
+    """The dump's items, but for tables that a dump from after the point has and the point did not,
+    and what depends on them."""
+    if dump.lsn <= bound:
+        return list(dump.items)
+    later = {oid for oid in contents.relations if contents.version_at(oid, bound) is None}
+    return schemas.without_tables(dump.items, later)
+
+
+def _undescribed(
+    contents: Contents, described: Iterable[TableItem], dump: SchemaDump | None, bound: Lsn
+) -> list[RelationVersion]:
+    """Versions in force of tables that the dump lacks and that may have been there at the point.
+
+    A table that was dropped stops to have events, and nothing else tells of it: one that an earlier
+    dump lacks is gone, unless a shape of it came after the dump.
+    """
+    known = {table.oid for table in described}
+    versions = [
+        version
+        for oid in contents.relations
+        if oid not in known and (version := contents.version_at(oid, bound)) is not None
+    ]
+    if dump is None:
+        return versions
+    if dump.lsn <= bound:
+        return [version for version in versions if version.since >= dump.lsn]
+    return [
+        version
+        for version in versions
+        if any(file.last_lsn >= bound for file in contents.event_files(version.oid))
+    ]
+
+
+def _with_versions(schema: Schema, versions: Iterable[RelationVersion]) -> Schema:
+    """The schema with tables made from their relation versions added."""
+    for version in versions:
+        before, after = made_from_version(version)
+        schema = replace(
+            schema,
+            before=(*schema.before, *before),
+            after=(*after, *schema.after),
+            left_out=(
+                *schema.left_out,
+                f"all of table {version.qualified_name} but columns and key: it came or went"
+                " between two schema dumps",
+            ),
+        )
+    return schema
 
 
 def _find(alive: Iterable[TableItem], contents: Contents, name: str, bound: Lsn) -> int:
@@ -171,26 +253,15 @@ def _find(alive: Iterable[TableItem], contents: Contents, name: str, bound: Lsn)
     )
 
 
-def _planned(contents: Contents, table: TableItem, bound: Lsn) -> PlannedTable | str:
-    """The table's part in the plan, or why its rows cannot be restored."""
+def _planned(contents: Contents, table: TableItem, bound: Lsn) -> PlannedTable | str | None:
+    """The table's part in the plan; why its rows cannot be restored; None if it had none yet."""
     version = contents.version_at(table.oid, bound)
     if version is None:
-        return "they are not in the archive"
+        return None if table.oid in contents.relations else "they are not in the archive"
     try:
         files = state_files(contents, version, bound)
     except PointNotInArchive as error:
         return error.message
     baseline = contents.baseline_for(table.oid, bound)
-    return PlannedTable(table, version, baseline, tuple(files))
-
-
-def _unknown_shape(contents: Contents, alive: dict[int, TableItem], bound: Lsn) -> list[str]:
-    """Tables with rows at that point that the newest schema dump before it does not describe."""
-    return [
-        f"table {version.qualified_name}: made after the schema was last archived"
-        for oid in contents.relations
-        if oid not in alive
-        and (version := contents.version_at(oid, bound)) is not None
-        and (dump := contents.schema_file(bound)) is not None
-        and version.since >= dump.first_lsn
-    ]
+    versions = tuple(contents.relations[table.oid])
+    return PlannedTable(table, version, versions, baseline, tuple(files))

@@ -13,13 +13,14 @@ The order, and what an error, an interrupt or a kill leaves behind in each step:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import psycopg
 from psycopg import sql
 
 from waly_cdc.archive.manifest import SequenceValue
 from waly_cdc.restore import target
+from waly_cdc.restore.fit import fit
 from waly_cdc.restore.load import Loader
 from waly_cdc.restore.plan import Plan, PlannedTable
 from waly_cdc.restore.result import RestoreResult
@@ -45,13 +46,16 @@ def restore_postgres(
     """
     began = time.monotonic()
     schema = plan.required_schema()
-    tables = () if schema_only else plan.tables
+    tables: Sequence[PlannedTable] = () if schema_only else plan.tables
     loader = Loader(rows, dsn, plan.lsn, on_rows)
     with target.session(dsn) as connection:
         target.require_empty(connection, force=force)
         with connection.transaction():
             target.mark(connection, f"a restore to {plan.lsn}")
             skipped = target.run(connection, schema.before, keep_existing=force)
+            missing = {(s.statement.schema, s.statement.tag) for s in skipped}
+            tables = [t for t in tables if (t.name.schema, t.name.name) not in missing]
+            unfitted = _fit(connection, plan, tables)
         kept = {(s.statement.schema, s.statement.tag) for s in skipped if s.kept}
         with target.under_way():
             loader.load(tables, jobs)
@@ -69,8 +73,30 @@ def restore_postgres(
         time=plan.time,
         tables=tuple((t.name.qualified_name, loader.counts[t.name.oid]) for t in tables),
         seconds=time.monotonic() - began,
-        left_out=(*plan.left_out, *map(str, skipped), *sorted(loader.notes)),
+        left_out=(*plan.left_out, *unfitted, *map(str, skipped), *sorted(loader.notes)),
     )
+
+
+def _fit(
+    connection: psycopg.Connection, plan: Plan, tables: Iterable[PlannedTable]
+) -> list[str]:
+    """Give the tables the columns that they had at the point; what cannot be brought back."""
+    made = target.columns(connection)
+    left_out: list[str] = []
+    done: set[tuple[str, str]] = set()
+    for table in tables:
+        root, present = made[table.name.schema, table.name.name]
+        fitted = fit(
+            table.name, table.version, table.versions, present, dumped_later=plan.dumped_later
+        )
+        left_out += fitted.left_out
+        for action in fitted.actions:
+            # Partitions have the columns of the table that they are a part of.
+            if (root, action) not in done:
+                done.add((root, action))
+                with target.target_errors(f"columns of {table.name.qualified_name}"):
+                    connection.execute(sql.SQL(f"alter table {root} {action}"))
+    return left_out
 
 
 def _set_sequences(connection: psycopg.Connection, values: Iterable[SequenceValue]) -> None:

@@ -122,6 +122,13 @@ def partitions_of(items: Sequence[Item], oids: Collection[int]) -> set[int]:
     return {by_id[number].oid for number in wanted}
 
 
+def without_tables(items: Sequence[Item], oids: Collection[int]) -> list[Item]:
+    """The items, but for those tables and all that depends on them."""
+    graph = _Graph(items)
+    gone = {item.id for item in items if _is_table(item) and item.oid in oids}
+    return [item for item in items if not graph.closure({item.id}) & gone]
+
+
 def whole(items: Sequence[Item]) -> Schema:
     """Everything in the dump that is restored at all."""
     chosen = {item.id for item in items if item.kind not in _NOT_RESTORED}

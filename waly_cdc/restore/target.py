@@ -16,6 +16,7 @@ import psycopg
 from psycopg import conninfo, sql
 
 from waly_cdc.errors import SourceError, TargetError
+from waly_cdc.restore.fit import TargetColumn
 from waly_cdc.restore.schema import SETTINGS, Statement
 from waly_cdc.source.connect import connect
 
@@ -52,6 +53,15 @@ select kind || ' ' || name from objects o
 where not exists (select from pg_catalog.pg_depend d
                   where d.classid = o.class and d.objid = o.oid and d.deptype = 'e')
 order by kind <> 'table', 1 limit 4
+"""
+
+_COLUMNS = """
+select n.nspname, c.relname, coalesce(pg_partition_root(c.oid), c.oid)::regclass::text,
+       a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated <> ''
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+where c.relkind = 'r' and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+order by c.oid, a.attnum
 """
 
 _EXISTS = (
@@ -109,6 +119,19 @@ def require_empty(connection: psycopg.Connection, *, force: bool) -> None:
             hint="restore into a new database, or add --force to restore beside what is there"
             " (nothing there is replaced)",
         )
+
+
+def columns(
+    connection: psycopg.Connection,
+) -> dict[tuple[str, str], tuple[str, list[TargetColumn]]]:
+    """The columns of every table, by schema and name; and the table, in SQL, that decides on them:
+    itself, or the root of a partition."""
+    found: dict[tuple[str, str], tuple[str, list[TargetColumn]]] = {}
+    for schema, name, root, column, kind, generated in connection.execute(_COLUMNS):
+        _, listed = found.setdefault((schema, name), (root, []))
+        if column is not None:
+            listed.append(TargetColumn(column, kind, generated))
+    return found
 
 
 def mark(connection: psycopg.Connection, what: str) -> None:

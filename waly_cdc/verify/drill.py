@@ -20,7 +20,7 @@ from waly_cdc.embedded import EmbeddedServer
 from waly_cdc.errors import CouldNotVerify, EmbeddedUnavailable, SourceError, TargetError
 from waly_cdc.findings import FAIL, WARN, Finding
 from waly_cdc.history.moment import Moment
-from waly_cdc.restore.plan import Plan, plan, read_dump
+from waly_cdc.restore.plan import Plan, plan_restore
 from waly_cdc.restore.postgres import restore_postgres
 from waly_cdc.restore.rows import Rows
 from waly_cdc.source.connect import connect
@@ -40,7 +40,7 @@ def drill(store: LocalStore, contents: Contents, moment: Moment, dsn: str | None
     afterwards. Raises CouldNotVerify where it cannot be made or a restore is not possible there.
     """
     began = time.monotonic()
-    planned = plan(contents, read_dump(store, contents, moment.bound), moment.bound, moment.time)
+    planned = plan_restore(store, contents, moment)
     if planned.schema is None:
         raise CouldNotVerify(
             "the archive holds no schema dump, so nothing can be restored from it",

@@ -1,0 +1,72 @@
+"""Opening the archive that the settings name, and resolving points in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from waly_cdc.cli.options import State
+
+if TYPE_CHECKING:
+    from waly_cdc.archive.contents import Contents
+    from waly_cdc.archive.store import LocalStore
+    from waly_cdc.history.moment import Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An archive opened for reading, as it was at that moment."""
+
+    contents: Contents
+    store: LocalStore
+
+    def resolve(self, when: str) -> Moment:
+        """Raises UsageError, PointNotInArchive."""
+        from waly_cdc.history.moment import resolve
+        from waly_cdc.points import parse_when
+
+        return resolve(self.contents, self.store, parse_when(when))
+
+
+def open_archive(state: State) -> Opened:
+    """Raises NoArchive, ArchiveCorrupt."""
+    from waly_cdc.archive.contents import load
+    from waly_cdc.archive.store import LocalStore
+
+    store = LocalStore(state.config["archive"])
+    return Opened(load(store), store)
+
+
+def echo_moment(state: State, moment: Moment) -> None:
+    """Say which point a WHEN was resolved to, and the commits on either side."""
+    from waly_cdc.archive.manifest import format_time
+
+    def beside(label: str, transaction: object) -> str:
+        return f"; {label} {transaction}" if transaction else ""
+
+    before = (
+        moment.before and f"xid {moment.before.xid} of {format_time(moment.before.committed_at)}"
+    )
+    after = moment.after and f"xid {moment.after.xid} of {format_time(moment.after.committed_at)}"
+    state.output.note(
+        f"at {moment.bound} ({format_time(moment.time)})"
+        + beside("after", before)
+        + beside("before", after)
+    )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM end long work as Ctrl-C does: cleaned up, exit code 130."""
+    import signal
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

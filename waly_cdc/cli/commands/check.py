@@ -1,0 +1,46 @@
+"""`waly check`"""
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from waly_cdc.cli.options import State, global_options, pass_state
+from waly_cdc.cli.rendering import SEVERITY_STYLES
+
+
+@click.command("check")
+@click.option("--fix-sql", is_flag=True, help="Print only the statements that mend what was found.")
+@click.option("--slot", metavar="NAME", help="Slot (default: named after the database).")
+@global_options
+@pass_state
+def command(state: State, fix_sql: bool, slot: str | None) -> int:
+    """Look whether server, role, tables and archive are ready for capture.
+
+    Only reads; runs nothing that changes anything. Exit code 6 for a blocking problem.
+    """
+    from waly_cdc.findings import FAIL, worst
+    from waly_cdc.source import preflight
+
+    state.set(slot=slot)
+    config = state.config
+    findings = preflight.check(config["dsn"] or "", config["archive"], config["slot"])
+    result = worst(findings)
+    exit_code = 6 if result == FAIL else 0
+    if fix_sql and not state.json:
+        statements = dict.fromkeys(found.fix_sql for found in findings if found.fix_sql)
+        state.output.text("\n".join(statements) or "-- nothing to mend")
+        return exit_code
+
+    def render(console: Console) -> None:
+        for found in findings:
+            line = Text(f"{found.severity.upper():4} ", style=SEVERITY_STYLES[found.severity])
+            line.append(f"{found.subject}: {found.message}", style="default")
+            console.print(line)
+            if found.fix_sql:
+                for statement in found.fix_sql.splitlines():
+                    console.print(Text(f"       {statement}", style="cyan"))
+        console.print(Text(f"result: {result}", style=SEVERITY_STYLES[result]))
+
+    answer = {"result": result, "findings": [found.to_json() for found in findings]}
+    state.output.result(answer, render)
+    return exit_code

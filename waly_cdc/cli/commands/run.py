@@ -1,0 +1,57 @@
+"""`waly run`"""
+
+import signal
+import threading
+
+import click
+
+from waly_cdc.cli.options import State, global_options, pass_state
+from waly_cdc.cli.rendering import run_result
+
+
+@click.command("run")
+@click.option("--init", "initialise_first", is_flag=True, help="First do `waly init`, if needed.")
+@click.option("--once", is_flag=True, help="Everything up to the server's LSN at start, then end.")
+@click.option("--seal-interval", metavar="TIME", help="Seal at least this often (default 60s).")
+@click.option("--seal-size", metavar="SIZE", help="Seal when this much is open (default 64MB).")
+@click.option(
+    "--durability",
+    type=click.Choice(["journal", "archive"]),
+    help="What a transaction must be durable in before the server may forget it.",
+)
+@click.option("--slot", metavar="NAME", help="Slot (default: named after the database).")
+@global_options
+@pass_state
+def command(
+    state: State,
+    initialise_first: bool,
+    once: bool,
+    seal_interval: str | None,
+    seal_size: str | None,
+    durability: str | None,
+    slot: str | None,
+) -> int:
+    """Capture: the sidecar. Runs until it is told to stop.
+
+    SIGTERM or Ctrl-C: what was received is sealed and acknowledged, then it ends (exit code 0, 130
+    after Ctrl-C). A killed sidecar goes on where it was when it is started again.
+    """
+    from waly_cdc.capture.initialise import initialise
+    from waly_cdc.capture.settings import CaptureSettings
+    from waly_cdc.capture.sidecar import run
+
+    state.set(seal_interval=seal_interval, seal_size=seal_size, durability=durability, slot=slot)
+    settings = CaptureSettings.of(state.config)
+    stop, received = threading.Event(), []
+
+    def end(number: int, _: object) -> None:
+        received.append(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    if initialise_first:
+        initialise(settings, if_not_exists=True, on_progress=state.output.note)
+    result = run(settings, once=once, stop=stop, on_event=state.output.note)
+    state.output.result(result.to_json(), lambda console: run_result(console, result))
+    return 130 if signal.SIGINT in received else 0

@@ -1,0 +1,73 @@
+"""`waly slot show|drop`"""
+
+import click
+
+from waly_cdc.cli.archive import open_archive
+from waly_cdc.cli.options import State, global_options, pass_state
+from waly_cdc.cli.output import table
+from waly_cdc.errors import NoArchive, UsageError
+
+
+@click.group("slot")
+@global_options
+def command() -> None:
+    """Show or drop the replication slot."""
+
+
+@command.command("show")
+@click.option("--slot", metavar="NAME", help="Slot (default: the archive's, or the database's).")
+@global_options
+@pass_state
+def show(state: State, slot: str | None) -> None:
+    """Describe the slot and what hangs on it."""
+    from waly_cdc.capture import teardown
+
+    state.set(slot=slot)
+    config = state.config
+    found = teardown.describe(config["dsn"] or "", _slot_name(state))
+    rows = [(name, value) for name, value in found.items() if not isinstance(value, list)]
+    rows.append(("publications", ", ".join(found["publications"]) or "none"))
+    state.output.result(found, lambda console: table(console, ("slot", ""), rows))
+
+
+@command.command("drop")
+@click.option("--yes", is_flag=True, help="Really drop it.")
+@click.option("--slot", metavar="NAME", help="Slot (default: the archive's, or the database's).")
+@global_options
+@pass_state
+def drop(state: State, yes: bool, slot: str | None) -> None:
+    """Drop the slot and its publications: everything waly made on the server.
+
+    The archive stays. What the database does from then on is not in it, and it cannot go on.
+    """
+    from waly_cdc.capture import teardown
+
+    state.set(slot=slot)
+    config = state.config
+    name = _slot_name(state)
+    horizon = _horizon(state)
+    gap = f"the archive ends at {horizon} for good" if horizon else "no archive goes on from it"
+    if not yes:
+        raise UsageError(
+            f"dropping slot {name} leaves a gap: {gap}", hint="to do it: waly slot drop --yes"
+        )
+    done = teardown.remove(config["dsn"] or "", name)
+    answer = {"slot": name, "dropped": done, "gap_from": horizon}
+    state.output.result(answer, lambda console: console.print(f"dropped {', '.join(done)}; {gap}"))
+
+
+def _slot_name(state: State) -> str | None:
+    if state.config["slot"]:
+        return str(state.config["slot"])
+    try:
+        source = open_archive(state).contents.source
+    except NoArchive:
+        return None
+    return source.slot if source else None
+
+
+def _horizon(state: State) -> str | None:
+    try:
+        return str(open_archive(state).contents.horizon)
+    except NoArchive:
+        return None

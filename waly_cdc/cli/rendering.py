@@ -1,0 +1,249 @@
+"""How answers look to a person. Each function prints one kind of answer on a rich console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from waly_cdc.cli.output import size, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from waly_cdc.capture.initialise import InitResult
+    from waly_cdc.capture.sidecar import RunResult
+    from waly_cdc.restore.result import RestoreResult
+    from waly_cdc.verify.report import Report
+
+SEVERITY_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+OPERATION_STYLES = {"I": "green", "U": "yellow", "D": "red", "T": "bold red"}
+OPERATION_NAMES = {"I": "insert", "U": "update", "D": "delete", "T": "truncate"}
+STATE_STYLES = {"running": "green", "stopped": "yellow", "degraded": "bold red"}
+CHANGE_STYLES = {"added": "green", "changed": "yellow", "removed": "red"}
+CHANGE_MARKS = {"added": "+", "changed": "~", "removed": "-"}
+SHORT = 60
+"""Characters of a value that are shown where space is short."""
+
+
+def init_result(console: Console, result: InitResult) -> None:
+    if not result.created:
+        console.print(f"{result.archive} is there already, from {result.lsn} on")
+        return
+    rows = sum(count for _, count in result.tables)
+    console.print(
+        f"archive {result.archive} begins at {result.lsn}: {len(result.tables)} tables,"
+        f" {rows:,} rows, slot {result.slot}"
+    )
+
+
+def run_result(console: Console, result: RunResult) -> None:
+    console.print(
+        f"archived {result.transactions:,} transactions with {result.events:,} events;"
+        f" the archive reaches to {result.horizon}"
+    )
+
+
+def event(console: Console, found: Mapping[str, Any], *, oneline: bool, patch: bool) -> None:
+    """An event of the log, on one line or with what it changed; `patch` shows whole rows."""
+    from rich.text import Text
+
+    style = OPERATION_STYLES[found["op"]]
+    line = Text()
+    line.append(f"{clock(found['committed_at'])}  ", style="dim")
+    line.append(f"{OPERATION_NAMES[found['op']]:8} ", style=style)
+    line.append(f"{found['table']} ", style="bold")
+    line.append(key_text(found["key"]))
+    if found["version"] is not None:
+        line.append(f"  v{found['version']}", style="dim")
+    line.append(f"  {actor_text(found['actor'])}", style="cyan")
+    line.append(f"  xid {found['xid']}  {found['lsn']}", style="dim")
+    if oneline:
+        if found["changed"]:
+            line.append("  " + ", ".join(found["changed"]), style=style)
+        console.print(line)
+        return
+    console.print(line)
+    if patch:
+        _row(console, "-", found["before"], "red")
+        _row(console, "+", found["after"], "green")
+    elif found["changed"] is not None:
+        for name, (old, new) in found["changed"].items():
+            console.print(_change(name, old, new))
+    else:
+        _values(console, found["after"] or found["before"], style)
+
+
+def transaction(console: Console, found: Mapping[str, Any]) -> None:
+    """Who made a transaction, and how that is known."""
+    actor = found["actor"]
+    rows = [
+        ("transaction", f"{found['xid']}, {found['events']:,} events"),
+        ("committed", f"{found['committed_at']} at {found['lsn']}"),
+        ("by", actor_text(actor)),
+        ("known from", actor["source"]),
+    ]
+    rows += [
+        (name, actor[field])
+        for name, field in (
+            ("address", "client_addr"),
+            ("process", "pid"),
+            ("query", "query"),
+            ("context", "context"),
+        )
+        if actor[field] is not None
+    ]
+    for name, value in rows:
+        console.print(_label(name, str(value)))
+
+
+def row(console: Console, found: Mapping[str, Any]) -> None:
+    """A row as it was, and where that came from."""
+    width = max(map(len, found["row"]), default=0)
+    for name, value in found["row"].items():
+        console.print(_label(name, value_text(value, None), width))
+    console.print()
+    console.print(_label("version", f"{found['version']}", width))
+    console.print(_label("since", f"{found['committed_at']} at {found['lsn']}", width))
+    console.print(_label("by", f"{actor_text(found['actor'])}, xid {found['xid']}", width))
+
+
+def difference(console: Console, found: Mapping[str, Any]) -> None:
+    """What differs in one row."""
+    from rich.text import Text
+
+    style = CHANGE_STYLES[found["change"]]
+    line = Text(f"{CHANGE_MARKS[found['change']]} ", style=style)
+    line.append(f"{found['table']} ", style="bold")
+    line.append(key_text(found["key"]))
+    console.print(line)
+    if found["changed"] is not None:
+        for name, (old, new) in found["changed"].items():
+            console.print(_change(name, old, new))
+    else:
+        _values(console, found["after"] or found["before"], style)
+
+
+def status(console: Console, found: Mapping[str, Any]) -> None:
+    from rich.text import Text
+
+    archive, slot, lag = found["archive"], found["slot"], found["lag"]
+    console.print(
+        Text.assemble(("state        ", "bold"), (found["state"], STATE_STYLES[found["state"]]))
+    )
+    for reason in found["reasons"]:
+        console.print(Text(f"             {reason}", style="red"))
+    behind = "unknown" if lag["bytes"] is None else size(lag["bytes"])
+    seconds = "unknown" if lag["seconds"] is None else f"{lag['seconds']:.1f} s"
+    shares = {name: count for name, count in found["attribution"].items() if count}
+    total = sum(shares.values())
+    known = ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in shares.items())
+    verified = found["last_verify"]
+    retained = size(slot["retained_bytes"])
+    if slot["safe_wal_size"] is not None:
+        retained += f", {size(slot['safe_wal_size'])} before it is lost"
+    for name, value in (
+        ("archive", f"{archive['path']}, of database {archive['database']}"),
+        ("horizon", f"{found['horizon']['lsn']}, {found['horizon']['time']}"),
+        ("lag", f"{behind}, {seconds}"),
+        ("slot", f"{slot['name']}, {slot['wal_status'] or 'not there'}; retains {retained}"),
+        ("contents", f"{archive['tables']:,} tables, {archive['transactions']:,} transactions"),
+        ("", f"{archive['events']:,} events in {archive['segments']:,} segments"),
+        ("size", size(archive["bytes"])),
+        ("actors", known or "no transactions yet"),
+        ("verified", f"{verified['verified_at']}: {verified['result']}" if verified else "never"),
+    ):
+        console.print(_label(name, value, 11))
+
+
+def restored(console: Console, result: RestoreResult) -> None:
+    rows = [(name, f"{count:,}") for name, count in result.tables]
+    table(console, ("table", "rows"), rows, right=(1,))
+    total = sum(count for _, count in result.tables)
+    console.print(
+        f"restored {len(result.tables)} tables, {total:,} rows as of {result.lsn}"
+        f" into {result.target} in {result.seconds:.1f} s"
+    )
+
+
+def verified(console: Console, report: Report) -> None:
+    from rich.text import Text
+
+    for finding in report.findings:
+        if finding.severity != "pass":
+            line = Text(f"{finding.severity.upper()} ", style=SEVERITY_STYLES[finding.severity])
+            line.append(f"{finding.subject}: {finding.message}", style="default")
+            console.print(line)
+    checked = report.checked
+    console.print(
+        f"checked {checked.files:,} files, {size(checked.bytes)}, {checked.rows:,} rows,"
+        f" {checked.tables:,} tables up to {report.lsn}"
+    )
+    if report.drill is not None:
+        rows = sum(count for _, count in report.drill.tables)
+        console.print(
+            f"restored and compared {len(report.drill.tables)} tables, {rows:,} rows;"
+            f" the restore took {report.drill.restore_seconds:.1f} s"
+        )
+    style = "green" if report.result == "passed" else "bold red"
+    console.print(Text(report.result.replace("_", " "), style=style))
+
+
+def clock(time: str) -> str:
+    """An RFC 3339 time as local time, to the millisecond."""
+    moment = datetime.fromisoformat(time).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03}"
+
+
+def actor_text(actor: Mapping[str, Any]) -> str:
+    """An actor in few words."""
+    if actor["source"] == "unknown":
+        return "unknown"
+    user = actor["user"] or "unknown"
+    return f"{user} ({actor['application_name']})" if actor["application_name"] else user
+
+
+def key_text(key: Mapping[str, Any] | None) -> str:
+    if not key:
+        return ""
+    return " ".join(f"{name}={value_text(value, SHORT)}" for name, value in key.items())
+
+
+def value_text(value: Any, limit: int | None) -> str:
+    """A JSON value for people, cut at `limit` characters."""
+    from waly_cdc.history.jsonb import Literal, dumps
+
+    text = "NULL" if value is None else value if isinstance(value, str) else dumps(value)
+    if isinstance(value, str) and not isinstance(value, Literal) and limit is not None:
+        text = text.replace("\n", "⏎")
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _row(console: Console, mark: str, found: Mapping[str, Any] | None, style: str) -> None:
+    from rich.text import Text
+
+    for name, value in (found or {}).items():
+        console.print(Text(f"  {mark} {name}: {value_text(value, None)}", style=style))
+
+
+def _values(console: Console, found: Mapping[str, Any] | None, style: str) -> None:
+    from rich.text import Text
+
+    if found:
+        shown = ", ".join(f"{name}: {value_text(value, SHORT)}" for name, value in found.items())
+        console.print(Text(f"    {shown}", style=style))
+
+
+def _change(name: str, old: Any, new: Any) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(
+        f"    {name}: ", (value_text(old, SHORT), "red"), " → ", (value_text(new, SHORT), "green")
+    )
+
+
+def _label(name: str, value: str, width: int = 11) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((f"{name:{width}}  ", "bold"), value)

@@ -1,0 +1,276 @@
+"""The tables that a query sees.
+
+* every table as of the moment, under its own schema, name and column names;
+* `history.<schema>.<table>`: a row per event, oldest first;
+* `transactions`: a row per transaction, with its actor;
+* `changes`: a row per event of any table, without the rows themselves.
+
+A column that somewhere holds a value which its type cannot hold in DuckDB (`NaN` in a numeric,
+`infinity` in a date, …) is VARCHAR with PostgreSQL's text: no value is ever lost in a NULL.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from waly_cdc.archive.contents import Contents
+from waly_cdc.archive.manifest import File
+from waly_cdc.archive.segments import TRANSACTIONS
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.decode.events import BEFORE_PREFIX
+from waly_cdc.errors import PointNotInArchive
+from waly_cdc.history.events import may_be_raw, sql_type
+from waly_cdc.history.log import changed_texts
+from waly_cdc.history.moment import Moment
+from waly_cdc.history.rows import RowEvent, row_events
+from waly_cdc.history.session import identifier, literal
+from waly_cdc.history.state import column_text, state_query
+from waly_cdc.history.transactions import UNKNOWN_ACTOR, by_lsn
+from waly_cdc.relations import Column, RelationVersion
+
+TRANSACTIONS_SOURCE = "waly transactions"
+CHUNK_EVENTS = 10_000
+
+_ACTOR = (
+    "struct_pack(user := t.actor_user, application_name := t.actor_application_name,"
+    " client_addr := t.actor_client_addr, pid := t.actor_pid, query := t.actor_query,"
+    " context := t.actor_context, source := t.actor_source)"
+)
+_ACTOR_TYPE = pa.struct(
+    [(name, pa.int32() if name == "pid" else pa.string()) for name in UNKNOWN_ACTOR]
+)
+_LSN = "printf('%X/%X', {0} >> 32, {0} & 4294967295)"
+
+
+class Views:
+    """Makes the views in a session. `names` are the tables, as a user would write them; `notes` say
+    which columns are not what they are in PostgreSQL."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        contents: Contents,
+        store: LocalStore,
+        moment: Moment,
+    ) -> None:
+        self._connection = connection
+        self._contents = contents
+        self._store = store
+        self._bound = moment.bound
+        self._registered: dict[tuple[str, ...], str] = {}
+        self.names: list[str] = ["transactions", "changes"]
+        self.notes: list[str] = []
+
+    def create(self, statement: str) -> None:
+        """Make the views. Only those whose name stands in `statement` have to be right, so that a
+        query over one table does not pay for all."""
+        execute = self._connection.execute
+        execute("attach ':memory:' as history")
+        execute("set search_path = 'main'")
+        self._transactions()
+        folded = statement.casefold()
+        shown: list[RelationVersion] = []
+        for oid in self._contents.relations:
+            relation = self._contents.version_at(oid, self._bound)
+            if relation is not None:
+                shown.append(relation)
+                named = relation.name.replace('"', '""').casefold() in folded
+                raw = self._raw_columns(relation) if named else frozenset()
+                self._table(relation, raw)
+                if named and "history" in folded:
+                    self._history(relation, raw)
+        if "changes" in folded:
+            self._changes(shown)
+        self.names += sorted(relation.qualified_name for relation in shown)
+        if any(relation.schema == "public" for relation in shown):
+            execute("set search_path = 'public,main'")
+
+    def _transactions(self) -> None:
+        files = self._contents.transaction_files()
+        paths = [str(self._store.path(file.path)) for file in files]
+        self._connection.register(
+            TRANSACTIONS_SOURCE,
+            ds.dataset(paths, schema=TRANSACTIONS, format="parquet", partitioning=None)
+            if paths
+            else TRANSACTIONS.empty_table(),
+        )
+        self._connection.execute(
+            f"create view transactions as select t.xid, {_LSN.format('t.end_lsn')} as lsn,"
+            f' t.end_lsn as "position", t.committed_at, t.events, {_ACTOR} as actor'
+            f" from temp.main.{identifier(TRANSACTIONS_SOURCE)} t where t.lsn < {self._bound.value}"
+        )
+
+    def _table(self, relation: RelationVersion, raw: frozenset[str]) -> None:
+        try:
+            state = state_query(self._contents, self._store, relation, self._bound, self._scan)
+        except PointNotInArchive:
+            return
+        columns = [
+            f"{column_text(c) if c.stored in raw else identifier(c.stored)} as {identifier(c.name)}"
+            for c in relation.columns
+        ]
+        schema = identifier(relation.schema)
+        self._connection.execute(f"create schema if not exists {schema}")
+        self._connection.execute(
+            f"create or replace view {schema}.{identifier(relation.name)} as"
+            f" select {', '.join(columns) or 'NULL'} from (\n{state}\n)"
+        )
+
+    def _scan(self, store: LocalStore, files: Sequence[File]) -> str:
+        """Files of one relation version as a registered dataset."""
+        paths = tuple(str(store.path(file.path)) for file in files)
+        name = self._registered.get(paths)
+        if name is None:
+            name = self._registered[paths] = f"waly files {len(self._registered)}"
+            schema = pq.read_schema(paths[0])
+            dataset = ds.dataset(list(paths), schema=schema, format="parquet", partitioning=None)
+            self._connection.register(name, dataset)
+        return f"temp.main.{identifier(name)}"
+
+    def _by_version(self, relation: RelationVersion) -> list[list[File]]:
+        files: dict[int | None, list[File]] = defaultdict(list)
+        for file in self._contents.event_files(relation.oid):
+            if file.first_lsn < self._bound:
+                files[file.version].append(file)
+        return list(files.values())
+
+    def _raw_columns(self, relation: RelationVersion) -> frozenset[str]:
+        """Stored names of the columns with a value that is kept as text only."""
+        if not any(may_be_raw(column) for column in relation.columns):
+            return frozenset()
+        found: set[str] = set()
+        for files in self._by_version(relation):
+            keys = self._connection.execute(
+                "select distinct unnest(map_keys(_raw))"
+                f" from {self._scan(self._store, files)} where _raw is not null"
+            ).fetchall()
+            found.update(key.removeprefix(BEFORE_PREFIX) for (key,) in keys)
+        raw = [column for column in relation.columns if column.stored in found]
+        self.notes += [
+            f"{relation.qualified_name}.{column.name} is VARCHAR here, because it holds values that"
+            f" DuckDB's {sql_type(column.storage)} cannot"
+            for column in raw
+        ]
+        return frozenset(column.stored for column in raw)
+
+    def _changes(self, relations: Sequence[RelationVersion]) -> None:
+        parts = [
+            f"select {literal(relation.qualified_name)} as relation, _op, _lsn, _seq, _xid,"
+            f" _committed_at from {self._scan(self._store, files)} where _op <> 'R'"
+            for relation in relations
+            for files in self._by_version(relation)
+        ]
+        events = "\nunion all\n".join(parts) or (
+            "select '' as relation, '' as _op, 0 as _lsn, 0 as _seq, 0 as _xid,"
+            " cast(null as timestamptz) as _committed_at where false"
+        )
+        self._connection.execute(
+            f'create view changes as select e.relation as "table", e._op as op,'
+            f' {_LSN.format("t.end_lsn")} as lsn, t.end_lsn as "position", e._seq as seq,'
+            f" e._xid as xid, e._committed_at as committed_at, {_ACTOR} as actor"
+            f" from (\n{events}\n) e join temp.main.{identifier(TRANSACTIONS_SOURCE)} t"
+            f" on t.lsn = e._lsn where e._lsn < {self._bound.value}"
+        )
+
+    def _history(self, relation: RelationVersion, raw: frozenset[str]) -> None:
+        name = f"waly history {relation.oid}"
+        self._connection.register(name, self._events(relation))
+        rows = [f"{_row(relation.columns, raw, side)} as {side}" for side in ("before", "after")]
+        key = _row(relation.key_columns, raw, "key") if relation.key else "NULL"
+        schema = f"history.{identifier(relation.schema)}"
+        self._connection.execute(f"create schema if not exists {schema}")
+        self._connection.execute(
+            f"create or replace view {schema}.{identifier(relation.name)} as select"
+            ' op, lsn, "position", seq, xid, committed_at, version, row_hash, relation_version,'
+            f" actor, {key} as key, changed, {', '.join(rows)} from temp.main.{identifier(name)}"
+        )
+
+    def _events(self, relation: RelationVersion) -> pa.Table:
+        """A relation's events before the bound, rows as structs of PostgreSQL's texts."""
+        row = pa.struct([(column.stored, pa.string()) for column in relation.columns])
+        key = pa.struct([(column.stored, pa.string()) for column in relation.key_columns])
+        schema = pa.schema(
+            [
+                ("op", pa.string()),
+                ("lsn", pa.string()),
+                ("position", pa.int64()),
+                ("seq", pa.int64()),
+                ("xid", pa.int64()),
+                ("committed_at", pa.timestamp("us", "UTC")),
+                ("version", pa.int64()),
+                ("row_hash", pa.string()),
+                ("relation_version", pa.int32()),
+                ("actor", _ACTOR_TYPE),
+                ("key", key),
+                ("changed", pa.map_(pa.string(), pa.list_(pa.string()))),
+                ("before", row),
+                ("after", row),
+            ]
+        )
+        found = (
+            event
+            for event in row_events(
+                self._connection, self._contents, self._store, relation, self._bound
+            )
+            if event.op != "R"
+        )
+        batches = []
+        while chunk := list(islice(found, CHUNK_EVENTS)):
+            batches.append(self._batch(relation, chunk, schema))
+        return pa.Table.from_batches(batches, schema)
+
+    def _batch(
+        self, relation: RelationVersion, events: Sequence[RowEvent], schema: pa.Schema
+    ) -> pa.RecordBatch:
+        transactions = by_lsn(self._contents, self._store, {event.lsn for event in events})
+        names = [column.stored for column in relation.key_columns]
+        rows = []
+        for event in events:
+            transaction = transactions[event.lsn]
+            changed = changed_texts(event)
+            rows.append(
+                {
+                    "op": event.op,
+                    "lsn": str(transaction.end_lsn),
+                    "position": transaction.end_lsn.value,
+                    "seq": event.seq,
+                    "xid": event.xid,
+                    "committed_at": event.committed_at,
+                    "version": event.version,
+                    "row_hash": event.row_hash,
+                    "relation_version": event.relation_version,
+                    "actor": transaction.actor,
+                    "key": dict(zip(names, event.key, strict=True)) if event.key else None,
+                    "changed": None if changed is None else list(changed.items()),
+                    "before": event.before,
+                    "after": event.after,
+                }
+            )
+        return pa.RecordBatch.from_pylist(rows, schema)
+
+
+def _row(columns: Sequence[Column], raw: frozenset[str], side: str) -> str:
+    """A struct of typed values from one of texts."""
+    fields = []
+    for column in columns:
+        text = f"{side}.{identifier(column.stored)}"
+        match column.storage:
+            case "bytes":
+                value = f"unhex(substr({text}, 3))"
+            case "text":
+                value = text
+            case _:
+                value = (
+                    text if column.stored in raw else f"cast({text} as {sql_type(column.storage)})"
+                )
+        fields.append(f"{identifier(column.name)} := {value}")
+    if not fields:
+        return "NULL"
+    return f"case when {side} is not null then struct_pack({', '.join(fields)}) end"
