@@ -4,7 +4,6 @@
 -- statements instead.
 
 \set ON_ERROR_STOP on
-\getenv password_file WALY_PASSWORD_FILE
 \set password `cat "$WALY_PASSWORD_FILE"`
 
 SELECT :'password' = '' AS no_password,

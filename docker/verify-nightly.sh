@@ -3,8 +3,8 @@
 # chain, then a restore into a scratch PostgreSQL that is compared with the archive. Arguments are
 # options for `waly verify`, in place of --drill.
 #
-# Reports go to VERIFY_REPORTS (default /reports), a folder for each night, and the last exit code
-# to `last-exit` there. Scratch servers are made in VERIFY_SCRATCH, a folder for nothing else: what a
+# Reports go to VERIFY_REPORTS (default /reports), a file for each night, and the last exit code to
+# `last-exit` there. Scratch servers are made in VERIFY_SCRATCH, a folder for nothing else: what a
 # killed verification left there is removed. `verify-nightly --healthy` is for the healthcheck: it
 # fails when the last verification did, or when there was none for 26 hours.
 set -u
@@ -69,7 +69,7 @@ while :; do
         find "$VERIFY_SCRATCH" -mindepth 1 -delete
         export TMPDIR="$VERIFY_SCRATCH"
     fi
-    run waly verify "$@" --report "$reports/$(date -u +%Y-%m-%d)"
+    run waly verify "$@" --report "$reports"
     code=$?
     echo "verification ended with exit code $code" >&2
     echo "$code" >"$last"

@@ -42,11 +42,11 @@ class Sample:
 
 
 def rows_of(connection: psycopg.Connection[Any]) -> Rows:
-    """The rows of every ordinary table and leaf partition."""
+    """The rows of every ordinary table and leaf partition that is logged."""
     tables = connection.execute(
         "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-        " where c.relkind = 'r' and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'"
-        " order by 1, 2"
+        " where c.relkind = 'r' and c.relpersistence = 'p'"
+        " and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' order by 1, 2"
     ).fetchall()
     return {f"{schema}.{name}": table_rows(connection, schema, name) for schema, name in tables}
 

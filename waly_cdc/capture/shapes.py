@@ -137,7 +137,8 @@ def _type_name(
     column: StreamColumn, table: Table | None, versions: Sequence[RelationVersion]
 ) -> str:
     """What the catalog calls a column's type; empty where it could not be asked in time."""
-    described = [*(c for v in versions for c in v.columns), *(table.columns if table else ())]
+    described: list[Column | TableColumn] = [c for v in versions for c in v.columns]
+    described += table.columns if table else ()
     kind = (column.type_oid, column.typmod)
     names = [c.type_name for c in described if (c.type_oid, c.typmod) == kind and c.type_name]
     return names[-1] if names else ""

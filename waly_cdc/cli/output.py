@@ -56,7 +56,7 @@ class Output:
     def note(self, text: str) -> None:
         """Something worth knowing beside the answer, on stderr."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(text + "\n")
 
     def error(self, message: str, hint: str | None, code: int) -> None:
         """An error and its remedy, on stderr."""

@@ -31,7 +31,7 @@ def restore_duckdb(
     path: Path,
     *,
     force: bool = False,
-    on_rows: Callable[[str, int], None] = lambda table, count: None,
+    on_rows: Callable[[str, int], None] = lambda _table, _count: None,
 ) -> RestoreResult:
     """Restore a plan's rows into a new DuckDB file; with `force` an older one is replaced.
 

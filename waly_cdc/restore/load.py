@@ -21,7 +21,7 @@ from waly_cdc.restore.rows import Rows, csv
 _CANCEL_SECONDS = 5
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Another table failed, or the restore was interrupted."""
 
 
@@ -62,7 +62,7 @@ class Loader:
                 self._stop()
         errors = [error for future in running if (error := future.exception()) is not None]
         for error in errors:
-            if not isinstance(error, _Stopped):
+            if not isinstance(error, _StoppedError):
                 raise error
 
     def _stop(self) -> None:
@@ -90,7 +90,7 @@ class Loader:
         name = table.name.qualified_name
         columns = [sql.Identifier(column.name) for column in table.version.columns]
         statement = sql.SQL("copy {}{} from stdin (format csv)").format(
-            sql.Identifier(table.name.schema, table.name.name),
+            sql.Identifier(table.made_as.schema, table.made_as.name),
             sql.SQL(" ({})").format(sql.SQL(", ").join(columns)) if columns else sql.SQL(""),
         )
         count = 0
@@ -99,7 +99,7 @@ class Loader:
                 with cursor.copy(statement) as copy:
                     for batch in self.rows.texts(table.version, self.bound):
                         if self._stopping:
-                            raise _Stopped
+                            raise _StoppedError
                         copy.write(csv(batch))
                         count += batch.num_rows
                         self.on_rows(name, batch.num_rows)
@@ -107,7 +107,7 @@ class Loader:
         except (TargetError, duckdb.InterruptException) as error:
             # What broke because it was told to stop is not what went wrong.
             if self._stopping:
-                raise _Stopped from error
+                raise _StoppedError from error
             raise
         if stored != count:
             raise TargetError(f"target: {name} took {stored} of {count} rows")

@@ -31,7 +31,8 @@ class SchemaDump:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTable:
-    """A table whose rows are restored, under the name that it has in the target.
+    """A table whose rows are restored. `name` is what it was called at the point, `made_as` what
+    the schema dump calls it.
 
     `versions` are all of its relation, `version` is the one in force. `files` are those that its
     state is computed from: of a baseline (None for a table that was made later and followed from
@@ -39,6 +40,7 @@ class PlannedTable:
     """
 
     name: TableItem
+    made_as: TableItem
     version: RelationVersion
     versions: tuple[RelationVersion, ...]
     baseline: Baseline | None
@@ -163,7 +165,7 @@ def plan(
         schema = _with_versions(schema, [v for v in undescribed if v.oid in wanted])
     planned, without_rows = [], []
     for table in (alive[oid] for oid in alive if oid in wanted and not alive[oid].partitioned):
-        found = _planned(contents, table, bound)
+        found = _planned(contents, table, dump, bound)
         if isinstance(found, str):
             without_rows.append(f"rows of table {table.qualified_name}: {found}")
         elif found is not None:
@@ -253,15 +255,38 @@ def _find(alive: Iterable[TableItem], contents: Contents, name: str, bound: Lsn)
     )
 
 
-def _planned(contents: Contents, table: TableItem, bound: Lsn) -> PlannedTable | str | None:
+def _planned(
+    contents: Contents, table: TableItem, dump: SchemaDump | None, bound: Lsn
+) -> PlannedTable | str | None:
     """The table's part in the plan; why its rows cannot be restored; None if it had none yet."""
+    versions = tuple(contents.relations.get(table.oid, ()))
     version = contents.version_at(table.oid, bound)
     if version is None:
-        return None if table.oid in contents.relations else "they are not in the archive"
+        return None if versions else "they are not in the archive"
     try:
         files = state_files(contents, version, bound)
     except PointNotInArchive as error:
         return error.message
+    name = table
+    if dump is not None and _renamed_since(table, version, versions, dump, bound):
+        name = replace(table, schema=version.schema, name=version.name)
     baseline = contents.baseline_for(table.oid, bound)
-    versions = tuple(contents.relations[table.oid])
-    return PlannedTable(table, version, versions, baseline, tuple(files))
+    return PlannedTable(name, table, version, versions, baseline, tuple(files))
+
+
+def _renamed_since(
+    table: TableItem,
+    version: RelationVersion,
+    versions: Iterable[RelationVersion],
+    dump: SchemaDump,
+    bound: Lsn,
+) -> bool:
+    """Whether the dump's name for a table is known to be from before the version, or after it. A
+    name that no event ever came under may as well be the one of that time."""
+    if dump.lsn <= bound:
+        return version.since >= dump.lsn
+    return any(
+        (later.schema, later.name) == (table.schema, table.name)
+        for later in versions
+        if later.version > version.version
+    )

@@ -37,7 +37,7 @@ def restore_postgres(
     jobs: int = JOBS,
     force: bool = False,
     schema_only: bool = False,
-    on_rows: Callable[[str, int], None] = lambda table, count: None,
+    on_rows: Callable[[str, int], None] = lambda _table, _count: None,
 ) -> RestoreResult:
     """Restore a plan into the database that `dsn` names. `on_rows` is told rows as they go in.
 
@@ -54,7 +54,7 @@ def restore_postgres(
             target.mark(connection, f"a restore to {plan.lsn}")
             skipped = target.run(connection, schema.before, keep_existing=force)
             missing = {(s.statement.schema, s.statement.tag) for s in skipped}
-            tables = [t for t in tables if (t.name.schema, t.name.name) not in missing]
+            tables = [t for t in tables if (t.made_as.schema, t.made_as.name) not in missing]
             unfitted = _fit(connection, plan, tables)
         kept = {(s.statement.schema, s.statement.tag) for s in skipped if s.kept}
         with target.under_way():
@@ -65,6 +65,7 @@ def restore_postgres(
                         connection, (s for s in plan.sequences if (s.schema, s.name) not in kept)
                     )
                 skipped += target.run(connection, schema.after, keep_existing=force)
+                _rename(connection, tables)
                 target.unmark(connection)
         _analyze(connection, tables)
     return RestoreResult(
@@ -77,15 +78,13 @@ def restore_postgres(
     )
 
 
-def _fit(
-    connection: psycopg.Connection, plan: Plan, tables: Iterable[PlannedTable]
-) -> list[str]:
+def _fit(connection: psycopg.Connection, plan: Plan, tables: Iterable[PlannedTable]) -> list[str]:
     """Give the tables the columns that they had at the point; what cannot be brought back."""
     made = target.columns(connection)
     left_out: list[str] = []
     done: set[tuple[str, str]] = set()
     for table in tables:
-        root, present = made[table.name.schema, table.name.name]
+        root, present = made[table.made_as.schema, table.made_as.name]
         fitted = fit(
             table.name, table.version, table.versions, present, dumped_later=plan.dumped_later
         )
@@ -105,6 +104,24 @@ def _set_sequences(connection: psycopg.Connection, values: Iterable[SequenceValu
             "select setval(to_regclass(format('%%I.%%I', %s::text, %s::text)), %s, %s)",
             (value.schema, value.name, value.last_value, value.is_called),
         )
+
+
+def _rename(connection: psycopg.Connection, tables: Iterable[PlannedTable]) -> None:
+    """Call the tables what they were called at the point."""
+    for table in tables:
+        made, name = table.made_as, table.name
+        if made.name != name.name:
+            connection.execute(
+                sql.SQL("alter table {} rename to {}").format(
+                    sql.Identifier(made.schema, made.name), sql.Identifier(name.name)
+                )
+            )
+        if made.schema != name.schema:
+            connection.execute(
+                sql.SQL("alter table {} set schema {}").format(
+                    sql.Identifier(made.schema, name.name), sql.Identifier(name.schema)
+                )
+            )
 
 
 def _analyze(connection: psycopg.Connection, tables: Iterable[PlannedTable]) -> None:

@@ -96,8 +96,7 @@ class Rows:
 def csv(batch: pa.RecordBatch) -> bytes:
     """Text columns as COPY's CSV reads them: NULL is nothing at all, an empty text is quoted."""
     if not batch.num_columns:
-        return b"\n" * batch.num_rows
+        return b"\n" * int(batch.num_rows)
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(batch, sink, _CSV)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return bytes(sink.getvalue().to_pybytes())

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import Baseline, File, SequenceValue
+from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import TargetError, UsageError
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import Column, RelationVersion
 from waly_cdc.restore.dump import Item, Section
-from waly_cdc.restore.plan import Plan, plan
+from waly_cdc.restore.plan import Plan, SchemaDump, read_dump
+from waly_cdc.restore.plan import plan as plan_from
 from waly_cdc.restore.schema import PG_CLASS
 
 ID = Column("id", "id", "int32", 23, -1, "integer", True, 1)
@@ -66,6 +69,18 @@ ITEMS = [
 ]
 
 
+def plan(
+    contents: Contents,
+    items: list[Item] | None,
+    bound: Lsn,
+    time: None,
+    tables: tuple[str, ...] | list[str] = (),
+    dumped: int = 100,
+) -> Plan:
+    dump = None if items is None else SchemaDump(Lsn(dumped), items)
+    return plan_from(contents, dump, bound, time, tables)
+
+
 def paths(planned: Plan, number: int = 0) -> set[str]:
     return {file.path for file in planned.tables[number].files}
 
@@ -101,9 +116,18 @@ def test_the_name_is_the_one_of_that_time(contents: Contents) -> None:
 
 def test_a_name_newer_than_the_dump_is_understood(contents: Contents) -> None:
     old = [table(1, "older"), ITEMS[1]]
-    assert [t.name.name for t in plan(contents, old, Lsn(300), None, ["orders"]).tables] == [
-        "older"
-    ]
+    (planned,) = plan(contents, old, Lsn(300), None, ["orders"]).tables
+    assert planned.name.name == planned.made_as.name == "older"
+
+
+def test_a_table_gets_the_name_that_it_had_at_the_point(contents: Contents) -> None:
+    after = replace(relation(1, "orders"), version=2, name="renamed", since=Lsn(400))
+    contents.relations[1].append(after)
+    (earlier, _) = plan(contents, ITEMS, Lsn(450), None).tables
+    assert (earlier.made_as.name, earlier.name.name) == ("orders", "renamed")
+    dumped_later = [table(1, "renamed"), ITEMS[1]]
+    (later, _) = plan(contents, dumped_later, Lsn(300), None, dumped=500).tables
+    assert (later.made_as.name, later.name.name) == ("renamed", "orders")
 
 
 def test_only_the_tables_asked_for(contents: Contents) -> None:
@@ -131,8 +155,53 @@ def test_what_the_archive_lacks_is_said(contents: Contents) -> None:
     items = [*ITEMS, table(3, "unlogged"), table(4, "parent", partitioned=True)]
     planned = plan(contents, items, Lsn(300), None)
     assert planned.left_out == ("rows of table public.unlogged: they are not in the archive",)
+
+
+def test_a_table_that_no_dump_describes_is_made_from_its_relation_version(
+    contents: Contents,
+) -> None:
     contents.relations[5] = [relation(5, "newer", since=200)]
-    assert "table public.newer" in plan(contents, ITEMS, Lsn(300), None).left_out[0]
+    planned = plan(contents, ITEMS, Lsn(300), None)
+    assert [t.name.name for t in planned.tables] == ["orders", "customers", "newer"]
+    assert "all of table public.newer but columns and key" in planned.left_out[0]
+    schema = planned.required_schema()
+    assert "create table public.newer (id integer);" in [s.sql for s in schema.before]
+    assert "alter table public.newer add primary key (id);" in [s.sql for s in schema.after]
+
+
+def test_a_later_dump_brings_no_later_tables(contents: Contents) -> None:
+    contents.relations[5] = [relation(5, "newer", since=400)]
+    key = Item(6, "CONSTRAINT", "public", "newer k", Section.POST_DATA, "alter", depends_on=(5,))
+    planned = plan(contents, [*ITEMS, table(5, "newer"), key], Lsn(300), None, dumped=500)
+    assert [t.name.name for t in planned.tables] == ["orders", "customers"]
+    schema = planned.required_schema()
+    assert {s.tag for s in (*schema.before, *schema.after)} == {"orders", "customers", "s"}
+
+
+def test_a_table_that_a_later_dump_lacks_was_there_if_it_has_events_after(
+    contents: Contents,
+) -> None:
+    planned = plan(contents, [], Lsn(300), None, dumped=900)
+    assert [t.name.name for t in planned.tables] == ["orders"]
+
+
+def test_the_dump_is_the_one_before_unless_a_shape_changed_since(
+    contents: Contents, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path)
+    dump = (Path(__file__).parent / "postgres-17.dump").read_bytes()
+    for lsn in (100, 400):
+        store.put(f"schema/{lsn}", dump)
+    contents.files.append(File("schema", "schema/400", "", 1, 0, Lsn(400), Lsn(400)))
+
+    def chosen(bound: int) -> int:
+        found = read_dump(store, contents, Lsn(bound))
+        assert found is not None
+        return found.lsn.value
+
+    assert (chosen(300), chosen(400), chosen(500)) == (100, 400, 400)
+    contents.relations[1].append(replace(relation(1, "orders"), version=2, since=Lsn(250)))
+    assert (chosen(250), chosen(251), chosen(400)) == (100, 400, 400)
 
 
 def test_without_a_schema_dump_only_files_can_be_made(contents: Contents) -> None:

@@ -1,0 +1,1 @@
+"""The demonstration: a shop, its traffic, a mistake, and the way back."""
