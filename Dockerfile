@@ -1,6 +1,6 @@
 # The sidecar and the nightly verifier: one image, never root. See docker-compose.yml.
 #
-# Nothing runs as process 1 here to reap orphans: start it with `init: true`, or `docker run --init`.
+# Nothing here reaps orphans as process 1: start it with `init: true`, or `docker run --init`.
 
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Hands the password in the file WALY_PASSWORD_FILE to libpq, then becomes `waly` with the arguments.
+# Hands the password in the file WALY_PASSWORD_FILE to libpq, then becomes `waly`.
 #
 # A mounted secret is readable for everybody, and libpq ignores such a passfile: so one is made at
 # PGPASSFILE, mode 0600, on a tmpfs. WALY_PASSWORD_FOR says whom the password is meant for, as

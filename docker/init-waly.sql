@@ -1,5 +1,5 @@
--- Makes the role `waly` and its publications in a new database, with no more rights than the sidecar
--- needs. PostgreSQL's image runs it once, as superuser, when it makes the cluster (psql, in the
+-- Makes the role `waly` and its publications in a new database, with no more rights than the
+-- sidecar needs. PostgreSQL's image runs it once, as superuser, when it makes the cluster (psql, in the
 -- database POSTGRES_DB). For a database that exists already, `waly check --fix-sql` prints the
 -- statements instead.
 
@@ -24,7 +24,7 @@ GRANT pg_read_all_data TO waly;
 -- Who is behind a transaction: pg_stat_activity of other roles.
 GRANT pg_read_all_stats TO waly;
 
--- A role that is no superuser may publish only tables of its own, so the publications are made here.
+-- A role that is no superuser may publish only tables of its own: so they are made here.
 -- Updates and deletes of a table without replica identity must not be published: they would fail.
 SELECT format('CREATE PUBLICATION %I FOR ALL TABLES WITH (publish = %L)',
               'waly_' || current_database() || '_all', 'insert, truncate') \gexec

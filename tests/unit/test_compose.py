@@ -271,7 +271,8 @@ class TestEntrypoint:
         _program(
             programs,
             "waly",
-            f'{sys.executable} -c "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)],'
+            f'{sys.executable} -c "import json, os, sys;'
+            " json.dump([sys.argv[1:], dict(os.environ)],"
             f" open('{tmp_path}/called', 'w'))\" \"$@\"; exit 42",
         )
         return tmp_path / "called"
