@@ -1,6 +1,6 @@
 -- Makes the role `waly` and its publications in a new database, with no more rights than the
--- sidecar needs. PostgreSQL's image runs it once, as superuser, when it makes the cluster (psql, in the
--- database POSTGRES_DB). For a database that exists already, `waly check --fix-sql` prints the
+-- sidecar needs. PostgreSQL's image runs it once, as superuser, when it makes the cluster (psql, in
+-- the database POSTGRES_DB). For a database that exists already, `waly check --fix-sql` prints the
 -- statements instead.
 
 \set ON_ERROR_STOP on

@@ -17,9 +17,7 @@ def digests(
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("begin isolation level repeatable read")
         if snapshot is not None:
-            connection.execute(
-                sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot))
-            )
+            connection.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot)))
         for table in tables:
             row = connection.execute(
                 sql.SQL(

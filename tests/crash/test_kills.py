@@ -55,7 +55,7 @@ def test_killed_at_random_moments_it_loses_nothing_and_repeats_nothing(
             stderr=subprocess.DEVNULL,
         )
         moments = sorted(dice.uniform(0.3, SECONDS) for _ in range(KILLS))
-        middle = _capture_with_kills(dsn, archive, moments, server, work_dir)
+        middle = _capture_with_kills(dsn, archive, moments, work_dir)
         assert load_generator.wait(SECONDS + 60) == 0
         _waly("run", dsn, archive, "--once")
         assert _positions_repeated(archive) == 0
@@ -67,6 +67,13 @@ def test_killed_at_random_moments_it_loses_nothing_and_repeats_nothing(
             _waly("restore", dsn, archive, "--to", lsn, "--target", server.dsn(again))
             assert digests(server.dsn(again), TABLES) == expected, f"at {lsn}"
             server.drop_database(again)
+        single = server.create_database()
+        for table in ("pgbench_tellers", "pgbench_history"):
+            _waly(
+                "restore", dsn, archive, "--to", "latest", "--table", table, *_into(server, single)
+            )
+        assert digests(server.dsn(single), TABLES[2:]) == digests(dsn, TABLES[2:])
+        server.drop_database(single)
         _waly("verify", dsn, archive)
     finally:
         server.drop_database(database)
@@ -74,7 +81,7 @@ def test_killed_at_random_moments_it_loses_nothing_and_repeats_nothing(
 
 
 def _capture_with_kills(
-    dsn: str, archive: Path, moments: list[float], server: TestServer, work_dir: Path
+    dsn: str, archive: Path, moments: list[float], work_dir: Path
 ) -> list[tuple[str, dict[str, tuple[int, str]]]]:
     """Run sidecars, each killed at its moment; states that the server itself had meanwhile."""
     began = time.monotonic()

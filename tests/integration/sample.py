@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from waly_cdc.source.connect import connect
 from waly_cdc.source.copy import snapshot_transaction
 
 SCHEMA = Path(__file__).with_name("sample.sql").read_text()
+
+PHOTOS = (
+    "baseline",
+    "churn",
+    "traps",
+    "truncated",
+    "before change of shape",
+    "amid change of shape",
+    "after change of shape",
+    "latest",
+)
 
 Rows = dict[str, list[str]]
 """Per table, the sorted texts of its rows."""
@@ -38,7 +50,7 @@ class Sample:
 
     dsn: str
     archive: Path
-    photos: dict[str, Photo]
+    photos: dict[str, Photo] = field(repr=False)
 
 
 def rows_of(connection: psycopg.Connection[Any]) -> Rows:
@@ -98,7 +110,7 @@ def build(dsn: str, archive: Path) -> Sample:
         photos["truncated"] = photograph(dsn)
         churn(connection, 4, 40)
         photos["before change of shape"] = photograph(dsn)
-        _change_shapes(connection)
+        _change_shapes(connection, lambda: photos.update({PHOTOS[5]: photograph(dsn)}))
         churn(connection, 5, 20)
         photos["after change of shape"] = photograph(dsn)
         capture(dsn, archive)
@@ -153,7 +165,9 @@ def _exact_traps(connection: psycopg.Connection[Any]) -> None:
             connection.execute(part.encode())
 
 
-def _change_shapes(connection: psycopg.Connection[Any]) -> None:
+def _change_shapes(
+    connection: psycopg.Connection[Any], photograph_amid: Callable[[], None]
+) -> None:
     statements = (
         "alter table evolving add column added text",
         "insert into evolving values (10, 'x', 'y', 'added')",
@@ -171,6 +185,8 @@ def _change_shapes(connection: psycopg.Connection[Any]) -> None:
         "drop table doomed",
     )
     for statement in statements:
+        if statement.startswith("alter table renamed_later"):
+            photograph_amid()
         connection.execute(statement.encode())
 
 

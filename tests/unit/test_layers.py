@@ -36,7 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "history": {"decode", "archive"},
     "restore": {"decode", "archive", "history", "source"},
     "verify": {"decode", "archive", "history", "restore", "source"},
+    "demo": {"source"},
     "cli": {
+        "demo",
         "source",
         "journal",
         "decode",

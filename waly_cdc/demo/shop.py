@@ -144,8 +144,7 @@ def fingerprints(dsn: str) -> dict[str, tuple[int, str]]:
         for table in TABLES:
             row = connection.execute(
                 sql.SQL(
-                    "select count(*), md5(string_agg(t::text, ',' order by t::text))"
-                    " from {} t"
+                    "select count(*), md5(string_agg(t::text, ',' order by t::text)) from {} t"
                 ).format(sql.Identifier(table))
             ).fetchone()
             assert row is not None

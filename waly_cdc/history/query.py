@@ -57,16 +57,25 @@ def query(
         _require_select(connection, statement)
         views = Views(connection, contents, store, moment)
         views.create(statement)
+        connection.execute("set timezone = 'UTC'")
         for setting in _LOCK_DOWN:
             connection.execute(setting)
         try:
             relation = connection.sql(statement, params=dict(parameters) or None)
             yield Result(relation.to_arrow_reader(BATCH_ROWS), tuple(views.notes))
         except duckdb.Error as error:
-            hint = None
-            if isinstance(error, duckdb.CatalogException):
-                hint = "tables: " + ", ".join(views.names[:20])
-            raise UsageError(f"the query failed: {error}", hint=hint) from error
+            raise UsageError(f"the query failed: {error}", hint=_hint(error, views)) from error
+
+
+def _hint(error: duckdb.Error, views: Views) -> str | None:
+    if isinstance(error, duckdb.CatalogException):
+        return "tables: " + ", ".join(views.names[:20])
+    if isinstance(error, duckdb.BinderException) and "VARCHAR" in str(error):
+        return (
+            "what has no exact type in DuckDB is VARCHAR, a numeric without precision for one:"
+            " cast it, as in total::DECIMAL(38, 2)"
+        )
+    return None
 
 
 def _require_select(connection: duckdb.DuckDBPyConnection, statement: str) -> None:

@@ -32,8 +32,8 @@ Key = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class RowEvent:
-    """An event of a row with the row on both sides of it; `version` counts the row's images from 1,
-    its baseline image or its insert. Both are None for a truncate of the whole table."""
+    """An event of a row with the row on both sides of it; `version` counts the row's changes from
+    1, its baseline image or its insert. Both are None for a truncate of the whole table."""
 
     relation: RelationVersion
     op: str
@@ -199,13 +199,14 @@ class _Walk:
         if op == "U" and values["_has_before"]:
             old_key = tuple(pg_text(c, values["old " + c.stored]) for c in relation.key_columns)
         before, version = self._living.pop(old_key, (None, self._versions.get(key, 0)))
+        version += 1
         if op == "D":
             self._versions[key] = version
             return self._event(values, key, version, before or own, None)
         for stored in values["_unchanged"] or ():
             own[stored] = before.get(stored) if before else None
-        self._living[key] = own, version + 1
-        return self._event(values, key, version + 1, before, own)
+        self._living[key] = own, version
+        return self._event(values, key, version, before, own)
 
     def _without_key(self, values: dict[str, Any], own: Texts) -> RowEvent:
         op = values["_op"]

@@ -23,10 +23,14 @@ from waly_cdc.restore.schema import Schema, TableItem
 
 @dataclass(frozen=True, slots=True)
 class SchemaDump:
-    """The schema as it was at about `lsn`: the dump may already show what came a little later."""
+    """The schema as it was at about `lsn`: the dump may already show what came a little later.
+
+    `earlier` holds the oids of the tables in the dump before it, where the point lies between them.
+    """
 
     lsn: Lsn
     items: Sequence[Item]
+    earlier: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +134,16 @@ def read_dump(store: LocalStore, contents: Contents, bound: Lsn) -> SchemaDump |
     later = [dump for dump in dumps if dump.first_lsn > bound]
     known = earlier[-1].first_lsn if earlier else bound
     changed = any(known <= v.since < bound for vs in contents.relations.values() for v in vs)
-    if not dumps:
-        return None
-    file = later[0] if later and (changed or not earlier) else earlier[-1]
+    if later and (changed or not earlier):
+        before = _read_items(store, earlier[-1]) if earlier else []
+        oids = frozenset(table.oid for table in schemas.table_items(before))
+        return SchemaDump(later[0].first_lsn, _read_items(store, later[0]), oids)
+    return SchemaDump(known, _read_items(store, earlier[-1])) if earlier else None
+
+
+def _read_items(store: LocalStore, file: File) -> list[Item]:
     try:
-        return SchemaDump(file.first_lsn, read_items(store.read(file.path)))
+        return read_items(store.read(file.path))
     except FileNotFoundError:
         raise ArchiveCorrupt(f"{file.path} is missing", hint="run: waly verify") from None
 
@@ -197,8 +206,9 @@ def _undescribed(
 ) -> list[RelationVersion]:
     """Versions in force of tables that the dump lacks and that may have been there at the point.
 
-    A table that was dropped stops to have events, and nothing else tells of it: one that an earlier
-    dump lacks is gone, unless a shape of it came after the dump.
+    A table that was dropped stops to have events, and nothing else tells of it. One that an earlier
+    dump lacks is gone, unless a shape of it came after the dump; one that only a later dump lacks
+    may have been there, or is known to have been by its events.
     """
     known = {table.oid for table in described}
     versions = [
@@ -213,7 +223,8 @@ def _undescribed(
     return [
         version
         for version in versions
-        if any(file.last_lsn >= bound for file in contents.event_files(version.oid))
+        if version.oid in dump.earlier
+        or any(file.last_lsn >= bound for file in contents.event_files(version.oid))
     ]
 
 
@@ -227,8 +238,8 @@ def _with_versions(schema: Schema, versions: Iterable[RelationVersion]) -> Schem
             after=(*after, *schema.after),
             left_out=(
                 *schema.left_out,
-                f"all of table {version.qualified_name} but columns and key: it came or went"
-                " between two schema dumps",
+                f"all of table {version.qualified_name} but columns and key: it came or went
+                 between" " two schema dumps, and may not have been there",
             ),
         )
     return schema

@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.option("--drill", "drills", is_flag=True, help="Also restore, and compare what comes out.")
 @click.option(
-    "--drill-target",
-    metavar="DSN",
-    help="Where the drill restores to: an empty database (default: an embedded server).",
+    "--drill",
+    metavar="[DSN]",
+    is_flag=False,
+    flag_value="",
+    help="Also restore, into an embedded server or an empty database, and compare.",
 )
 @click.option("--report", metavar="DIR", type=Path, help="Also write the result there, as JSON.")
 @global_options
 @pass_state
-def command(state: State, drills: bool, drill_target: str | None, report: Path | None) -> int:
+def command(state: State, drill: str | None, report: Path | None) -> int:
     """Prove that the archive is whole, and that it restores.
 
     Reads every file: its SHA-256, rows and columns, the manifest's chain, and that every
@@ -42,9 +43,9 @@ def command(state: State, drills: bool, drill_target: str | None, report: Path |
     with interruptible():
         with state.output.progress("verifying", "bytes") as advance:
             result = verify_integrity(store, progress=advance)
-        if drills or drill_target is not None:
+        if drill is not None:
             state.output.note("restoring into a scratch server …")
-            result = _with_drill(state, result, drill_target)
+            result = _with_drill(state, result, drill or None)
     try:
         remember(store, result)
     except StorageError as error:

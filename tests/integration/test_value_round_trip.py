@@ -1,0 +1,326 @@
+"""Every value of every built-in type comes back as the very text that PostgreSQL printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from waly_cdc.archive.contents import load
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.capture import sidecar
+from waly_cdc.capture.initialise import initialise
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.decode.copytext import read_rows
+from waly_cdc.history.jsonb import pg_text
+from waly_cdc.history.session import session
+from waly_cdc.history.state import column_text, state_query
+from waly_cdc.source import catalog
+from waly_cdc.source.connect import connect
+from waly_cdc.source.copy import copy_table
+
+AWKWARD_TEXT = [
+    "",
+    " ",
+    "NULL",
+    "\\N",
+    "\\",
+    "tab\tnew\nline\r\b\f\v",
+    "é 日本語 😀",
+    "'\"",
+    "x" * 9000,
+]
+NUMERICS = [
+    "0",
+    "-0.00",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e-20",
+    "9" * 6000,
+    "0." + "0" * 300 + "1",
+]
+DATES = ["2026-11-23", "0001-01-01", "9999-12-31", "infinity", "-infinity", "0044-03-15 BC"]
+DATES += ["4714-11-24 BC", "10000-01-01", "5874897-12-31", "1582-10-10", "1969-12-31"]
+TIMESTAMPS = ["2026-11-23 14:02:11", "2026-11-23 14:02:11.1", "1969-12-31 23:59:59.999999"]
+TIMESTAMPS += ["0001-01-01 00:00:00", "9999-12-31 23:59:59.999999", "10000-01-01 00:00:00"]
+TIMESTAMPS += ["infinity", "-infinity", "0044-03-15 12:00:00 BC", "4714-11-24 00:00:00 BC"]
+TIMESTAMPS += ["294276-12-31 23:59:59.999999", "1900-01-01 00:00:00.00001"]
+OIDS = ["0", "1", "2147483648", "4294967295"]
+
+BUILT_IN: dict[str, list[str]] = {
+    "aclitem": ["=r/postgres", "postgres=arwdDxt/postgres"],
+    "bit": ["0", "1"],
+    "bool": ["t", "f"],
+    "box": ["(1,2),(3,4)", "(-1e300,0),(NaN,1e-300)"],
+    "bpchar": ["", "  padded  ", "é"],
+    "bytea": ["", "\\x00", "\\xdeadbeef00ff", "abc\\\\def"],
+    "char": ["", "x", "\\377", "\\001"],
+    "cid": ["0", "4294967295"],
+    "cidr": ["10.0.0.0/8", "2001:db8::/32", "::ffff:1.2.3.4/128"],
+    "circle": ["<(1,2),3>", "<(0,0),0>"],
+    "date": DATES,
+    "float4": ["0", "-0", "1.5", "NaN", "Infinity", "-Infinity", "1e-45", "3.4028235e38", "0.1"]
+    + ["1e6", "999999", "1e-4", "0.00001", "16777216", "1.1754944e-38"],
+    "float8": ["0", "-0", "0.1", "NaN", "Infinity", "-Infinity", "5e-324", "1e15", "1e14", "1e23"]
+    + ["1.7976931348623157e308", "2.2250738585072014e-308", "1e-4", "1e-5", "9007199254740993"],
+    "inet": ["127.0.0.1", "10.1.2.3/8", "::1", "fe80::1/64"],
+    "int2": ["0", "-32768", "32767"],
+    "int2vector": ["", "1 -2 3"],
+    "int4": ["0", "-2147483648", "2147483647"],
+    "int8": ["0", "-9223372036854775808", "9223372036854775807"],
+    "interval": ["0", "1 year -2 mons +3 days -04:05:06.789", "-1 days", "178000000 years"],
+    "json": ["{}", '{"a" : 1e400,  "a":"\\u0000"}', "null", '"é"', " [1 ,2] "],
+    "jsonb": ["{}", '{"b": 1.50, "a": [null, true]}', "null", '"\\"\\\\"', "1" + "0" * 5000],
+    "jsonpath": ["$", '$."a"[*] ? (@ > 1)'],
+    "line": ["{1,2,3}", "{0,-1,0}"],
+    "lseg": ["[(0,0),(1,1)]"],
+    "macaddr": ["08:00:2b:01:02:03", "ff:ff:ff:ff:ff:ff"],
+    "macaddr8": ["08:00:2b:ff:fe:01:02:03"],
+    "money": ["0", "-92233720368547758.08", "1234567.89"],
+    "name": ["", 'quo"te', "é" * 31],
+    "numeric": NUMERICS,
+    "oid": OIDS,
+    "oidvector": ["", "1 4294967295"],
+    "path": ["[(0,0),(1,1)]", "((0,0),(1,1),(2,0))"],
+    "pg_lsn": ["0/0", "FFFFFFFF/FFFFFFFF"],
+    "pg_snapshot": ["10:20:10,14,15"],
+    "point": ["(0,-0)", "(NaN,Infinity)", "(1e-300,0.1)"],
+    "polygon": ["((0,0),(1,1),(2,0))"],
+    "refcursor": ["", "cursor"],
+    "regclass": ["pg_class", "public.other", "-", "4294967295"],
+    "regcollation": ['"C"', "-"],
+    "regconfig": ["simple", "english"],
+    "regdictionary": ["simple"],
+    "regnamespace": ["public", "pg_catalog", "-"],
+    "regoper": ["pg_catalog.||/", "0"],
+    "regoperator": ["+(int4,int4)", "0"],
+    "regproc": ["now", "-"],
+    "regprocedure": ["lower(text)", "public.own(public.mood)", "-"],
+    "regrole": ["postgres", "-"],
+    "regtype": ["int4", "public.mood", "numeric[]", "-"],
+    "text": AWKWARD_TEXT,
+    "tid": ["(0,0)", "(4294967295,65535)"],
+    "time": ["00:00:00", "24:00:00", "23:59:59.999999", "12:00:00.1"],
+    "timestamp": TIMESTAMPS,
+    "timestamptz": [
+        text if "infinity" in text else text.removesuffix(" BC") + "+00" + " BC" * ("BC" in text)
+        for text in TIMESTAMPS
+    ],
+    "timetz": ["00:00:00+00", "24:00:00-15:59", "23:59:59.999999+15:59:59"],
+    "tsquery": ["'a' & !'b':*", "'it''s'"],
+    "tsvector": ["", "'a':1A,2B 'it''s'"],
+    "txid_snapshot": ["10:20:10,14,15"],
+    "uuid": ["00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"],
+    "varbit": ["", "0101", "1" * 99],
+    "varchar": AWKWARD_TEXT,
+    "xid": OIDS,
+    "xid8": ["0", "18446744073709551615"],
+    "xml": ["<a>é</a>", "text & more".replace("&", "&amp;"), "<?xml version='1.0'?><a/>"],
+}
+"""Literals for each type of pg_catalog that is neither an array nor refuses all input."""
+
+REFUSE_INPUT = {
+    "gtsvector",
+    "pg_brin_bloom_summary",
+    "pg_brin_minmax_multi_summary",
+    "pg_dependencies",
+    "pg_mcv_list",
+    "pg_ndistinct",
+    "pg_node_tree",
+}
+"""Types of the system's own columns, for which nobody can write a value."""
+
+OTHERS: dict[str, list[str]] = {
+    "numeric(5,2)": ["0", "-0.01", "999.99", "NaN"],
+    "numeric(38,0)": ["9" * 38, "-" + "9" * 38, "0"],
+    "numeric(38,38)": ["0." + "9" * 38, "-0." + "0" * 37 + "1", "0"],
+    "numeric(39,1)": ["9" * 38 + ".9", "0"],
+    "numeric(1000,500)": ["1e499", "1e-500"],
+    "bit(3)": ["101"],
+    "bpchar(5)": ["", "ab", "é"],
+    "timestamp(0)": ["2026-11-23 14:02:11.6", "infinity"],
+    "timestamptz(3)": ["2026-11-23 14:02:11.1236+05:30"],
+    "interval day to second(1)": ["3 days 04:05:06.78"],
+    "public.mood": ["sad", 'it\'s; "ok"'],
+    "public.positive": ["1", "2147483647"],
+    "public.pair": ["(1,)", '(,"a ""b"", \\\\")', "(,)"],
+    "public.mood[]": ["{sad}", "{}"],
+    "public.pair[]": ['{"(1,\\"a,b\\")",NULL}'],
+    "public.spans": ["[a,b)", "empty"],
+    "int4range": ["[1,5)", "empty", "(,)", "[1,)"],
+    "numrange": ["[-1e100,NaN)", "(,Infinity]"],
+    "tsrange": ['["0044-03-15 00:00:00 BC",infinity)'],
+    "tstzrange": ['["2026-11-23 00:00:00+02",)'],
+    "daterange": ["[-infinity,infinity]", "[2026-01-01,2026-01-02]"],
+    "int8range": ["[-9223372036854775808,0)"],
+    "int4multirange": ["{}", "{[1,2),[5,)}"],
+    "nummultirange": ["{[1.50,2)}"],
+    "tsmultirange": ["{[2026-01-01,2026-01-02)}"],
+    "tstzmultirange": ["{[2026-01-01,2026-01-02)}"],
+    "datemultirange": ["{[2026-01-01,2026-01-02)}"],
+    "int8multirange": ["{[1,2)}"],
+    "int4[]": ["{}", "{1,NULL,-2}", "[0:1]={1,2}", "{{1,2},{3,4}}"],
+    "text[]": ['{"",NULL,"NULL","a,b","\\"","\\\\",é}', "{}"],
+    "float8[]": ["{NaN,-0,Infinity,1e300}"],
+}
+
+DEFINITIONS = """
+CREATE TYPE public.mood AS ENUM ('sad', 'it''s; "ok"');
+CREATE DOMAIN public.positive AS int CHECK (VALUE > 0);
+CREATE TYPE public.pair AS (a int, "B b" text);
+CREATE TYPE public.spans AS RANGE (subtype = text);
+CREATE FUNCTION public.own(public.mood) RETURNS int LANGUAGE sql AS 'SELECT 1';
+CREATE VIEW public.other AS SELECT 1;
+"""
+
+TABLE = sql.Identifier("public", "every")
+
+
+@pytest.fixture
+def connection(database: str) -> Iterator[psycopg.Connection]:
+    with connect(database) as connection:
+        connection.execute(DEFINITIONS)
+        yield connection
+
+
+def _types(connection: psycopg.Connection) -> dict[str, list[str]]:
+    """Literals by type: those above, and an array of each built-in type that has one."""
+    found = connection.execute(
+        "SELECT t.typname::text, t.typarray <> 0 FROM pg_type t"
+        " WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typtype = 'b'"
+        " AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid) ORDER BY 1"
+    ).fetchall()
+    values = dict(OTHERS)
+    for name, has_array in found:
+        if name in REFUSE_INPUT:
+            continue
+        quoted = f'"{name}"'
+        values[quoted] = BUILT_IN[name]
+        if has_array:
+            literals = sql.SQL(", ").join([*map(sql.Literal, BUILT_IN[name]), sql.SQL("NULL")])
+            array = sql.SQL("SELECT ARRAY[{}]::{}::text").format(literals, sql.SQL(quoted + "[]"))
+            row = connection.execute(array).fetchone()
+            assert row is not None
+            values[quoted + "[]"] = [row[0], "{}"]
+    if connection.info.server_version >= 150000:
+        values |= {"numeric(3,5)": ["0.00999"], "numeric(3,-2)": ["12300", "NaN"]}
+    if connection.info.server_version >= 170000:
+        values['"interval"'] = [*values['"interval"'], "infinity", "-infinity"]
+    return values
+
+
+def _create(connection: psycopg.Connection, values: dict[str, list[str]], identity: str) -> None:
+    columns = [f"c{number} {name}" for number, name in enumerate(values)]
+    key = " PRIMARY KEY" if identity == "key" else ""
+    connection.execute(f"CREATE TABLE public.every (id int{key}, {', '.join(columns)}, big text)")
+    connection.execute("ALTER TABLE public.every ALTER big SET STORAGE EXTERNAL")
+    if identity == "full":
+        connection.execute("ALTER TABLE public.every REPLICA IDENTITY FULL")
+
+
+def _insert(
+    connection: psycopg.Connection, values: dict[str, list[str]], first: int, big: str
+) -> int:
+    """Rows from id `first` on, so that every literal is in one. Returns the next id."""
+    count = max(map(len, values.values())) + 1
+    for number in range(count):
+        row = [
+            sql.Literal(literals[number] if number < len(literals) else None)
+            for literals in values.values()
+        ]
+        connection.execute(
+            sql.SQL("INSERT INTO {} VALUES ({})").format(
+                TABLE, sql.SQL(", ").join([sql.Literal(first + number), *row, sql.Literal(big)])
+            )
+        )
+    return first + count
+
+
+def _printed(connection: psycopg.Connection) -> list[tuple[str | None, ...]]:
+    """The table as PostgreSQL prints it: the text of every value, by its output function."""
+    result = connection.pgconn.exec_(b"SELECT * FROM public.every ORDER BY id")
+    return [
+        tuple(
+            None if (value := result.get_value(row, column)) is None else value.decode()
+            for column in range(result.nfields)
+        )
+        for row in range(result.ntuples)
+    ]
+
+
+def _archived(archive: Path) -> list[tuple[str | None, ...]]:
+    """The table's state at the archive's horizon, as texts."""
+    store = LocalStore(archive)
+    contents = load(store)
+    (versions,) = contents.relations.values()
+    relation = versions[-1]
+    state = state_query(contents, store, relation, contents.horizon)
+    texts = ", ".join(column_text(column) for column in relation.columns)
+    with session() as connection:
+        rows = connection.execute(f"SELECT {texts} FROM ({state}) ORDER BY id").fetchall()
+    return [
+        tuple(pg_text(column, text) for column, text in zip(relation.columns, row, strict=True))
+        for row in rows
+    ]
+
+
+def _assert_same(
+    found: list[tuple[str | None, ...]],
+    expected: list[tuple[str | None, ...]],
+    names: list[str],
+) -> None:
+    assert len(found) == len(expected)
+    differing = [
+        (name, was, now)
+        for before, after in zip(expected, found, strict=True)
+        for name, was, now in zip(names, before, after, strict=True)
+        if was != now
+    ]
+    assert differing == []
+
+
+def test_every_built_in_type_has_values(connection: psycopg.Connection) -> None:
+    assert set(BUILT_IN) >= {
+        name.strip('"') for name in _types(connection) if name.startswith('"') and "[" not in name
+    }
+
+
+@pytest.mark.parametrize("identity", ["key", "full"])
+def test_the_state_is_the_text_that_postgresql_prints(
+    database: str, connection: psycopg.Connection, work_dir: Path, identity: str
+) -> None:
+    values = _types(connection)
+    names = ["id", *values, "big"]
+    _create(connection, values, identity)
+    big = "".join(chr(0x4E00 + number % 5000) for number in range(9000))
+    copied = _insert(connection, values, 0, big)
+    settings = CaptureSettings(dsn=database, archive=work_dir / "archive", sample=False)
+    initialise(settings)
+    _assert_same(_archived(settings.archive), _printed(connection), names)
+
+    streamed = _insert(connection, values, copied, big)
+    connection.execute(f"UPDATE public.every SET c0 = NULL WHERE id < {copied // 2}")
+    connection.execute(f"UPDATE public.every SET id = -id WHERE id > {(copied + streamed) // 2}")
+    connection.execute(f"DELETE FROM public.every WHERE id IN (1, {copied + 1})")
+    sidecar.run(settings, once=True)
+    _assert_same(_archived(settings.archive), _printed(connection), names)
+
+
+def test_copy_gives_the_text_that_postgresql_prints(connection: psycopg.Connection) -> None:
+    values = _types(connection)
+    _create(connection, values, "key")
+    _insert(connection, values, 0, "big")
+    (table,) = catalog.tables(connection, ["public.every"])
+    rows = [
+        row
+        for block in copy_table(connection, table)
+        for row in zip(
+            *(column.to_pylist() for column in read_rows(block, len(table.columns))[1]), strict=True
+        )
+    ]
+    rows.sort(key=lambda row: int(row[0]))
+    _assert_same(rows, _printed(connection), ["id", *values, "big"])
