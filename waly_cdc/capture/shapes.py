@@ -124,9 +124,18 @@ def _attnums(
                 if attnum is not None and low < attnum < high and tuple(other) == kind
             }
             attnums[number] = possible.pop() if len(possible) == 1 else None
+    if _ascending(attnums):
+        return attnums
+    # A name has gone from one column to another since: only the past tells what it meant.
+    newest = max((attnum for attnum in past.values() if attnum is not None), default=0)
+    now = {column: attnum for column, attnum in now.items() if attnum > newest}
+    attnums = [past.get(_identity(c)) or now.get(_identity(c)) for c in relation.columns]
+    return attnums if _ascending(attnums) else [None] * len(attnums)
+
+
+def _ascending(attnums: Sequence[int | None]) -> bool:
     known = [attnum for attnum in attnums if attnum is not None]
-    # Out of order: a name has gone from one column to another, and nothing is certain.
-    return attnums if known == sorted(set(known)) else [None] * len(attnums)
+    return known == sorted(set(known))
 
 
 def _identity(column: StreamColumn | TableColumn | Column) -> tuple[str, int, int]:

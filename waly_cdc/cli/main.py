@@ -19,13 +19,13 @@ from waly_cdc.cli.output import Output
 from waly_cdc.errors import WalyError
 
 COMMANDS = {
-    "check": "Look whether server, role, tables and archive are ready; change nothing.",
+    "check": "Look whether server, role, tables and archive are ready for capture.",
     "init": "Make slot, publications and archive, with a baseline of every table.",
     "run": "Capture: the sidecar.",
     "status": "Show state, lag, slot and contents.",
-    "log": "Show the history of the database, a table or a row, newest first.",
-    "show": "Show a row as it was, or one whole transaction.",
-    "diff": "Show the net difference between two points.",
+    "log": "Show the history of the database, a TABLE or a row, newest first.",
+    "show": "Show a row as it was, or all that a transaction did.",
+    "diff": "Show the net difference of the database, a table or a row.",
     "query": "Run SQL over the archive.",
     "restore": "Rebuild the database or some tables as of a point.",
     "verify": "Prove that the archive is whole, and that it restores.",
@@ -33,7 +33,7 @@ COMMANDS = {
     "demo": "See it all work on a PostgreSQL of its own.",
     "completion": "Print the completion script of a shell.",
     "config": "Show the settings and where they come from.",
-    "version": "Print the version.",
+    "version": "Print the version of waly, and the archive format that it writes.",
 }
 """Every command with its short help; each lives in `waly_cdc.cli.commands.<name>`."""
 
@@ -72,16 +72,16 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    state = State()
-    sys.exit(_run(given, state))
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
-def _run(given: Sequence[str], state: State) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; its exit code."""
+    given = list(arguments)
     # What was said is not yet parsed where parsing fails: an error must be JSON then, too.
     output = Output(json="--json" in given, quiet=False, verbose="--verbose" in given)
     try:
-        result = cli.main(given, prog_name="waly", standalone_mode=False, obj=state)
+        result = cli.main(given, prog_name="waly", standalone_mode=False, obj=State())
         sys.stdout.flush()
     except WalyError as error:
         output.error(error.message, error.hint, error.exit_code)

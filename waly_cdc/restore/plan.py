@@ -238,8 +238,8 @@ def _with_versions(schema: Schema, versions: Iterable[RelationVersion]) -> Schem
             after=(*after, *schema.after),
             left_out=(
                 *schema.left_out,
-                f"all of table {version.qualified_name} but columns and key: it came or went
-                 between" " two schema dumps, and may not have been there",
+                f"all of table {version.qualified_name} but columns and key: it came or went"
+                " between two schema dumps, and may not have been there",
             ),
         )
     return schema

@@ -6,8 +6,9 @@ sidecar may be at work meanwhile: what it adds after the manifest was read is no
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -21,10 +22,13 @@ from waly_cdc.findings import Finding
 from waly_cdc.lsn import Lsn
 from waly_cdc.verify.chain import read_chain
 from waly_cdc.verify.files import check_file
-from waly_cdc.verify.report import Checked, Report
+from waly_cdc.verify.report import LAST, Checked, Report
 
 MOST = 20
 """How many single transactions or positions of one kind are named."""
+
+_NOTES = {"sidecar.json": ("horizon",), LAST: ("at", "lsn")}
+"""Files beside the archive's data that say up to where it once reached, and where in them."""
 
 _EVENT_KEYS = pa.schema(
     [pa.field("_era", pa.int32()), pa.field("_lsn", pa.int64()), pa.field("_seq", pa.int64())]
@@ -54,9 +58,12 @@ def verify_integrity(
 
     Raises NoArchive, and CouldNotVerify where reading is refused.
     """
+    # Read first: a sidecar that is at work writes an entry before it tells of it.
+    notes = {name: _noted_horizon(store, name) for name in _NOTES}
     # Listed first: a file that is here already and that no entry names afterwards is left over.
     present = [path for folder in layout.DATA_FOLDERS for path in store.list(folder)]
     contents, findings = read_chain(store)
+    findings += _cut_off(contents, notes)
     total = sum(file.bytes for file in contents.files)
     done, bad = 0, set()
     for file in contents.files:
@@ -82,6 +89,32 @@ def verify_integrity(
         tables=len(contents.relations),
     )
     return Report.of(findings, checked, contents.horizon, contents.horizon_time)
+
+
+def _noted_horizon(store: LocalStore, name: str) -> Lsn | None:
+    try:
+        value = json.loads((store.root / name).read_bytes())
+        for key in _NOTES[name]:
+            value = value[key]
+        return Lsn.parse(value)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _cut_off(contents: Contents, notes: Mapping[str, Lsn | None]) -> list[Finding]:
+    """Entries that are missing at the manifest's end leave no hole; but the archive has said how
+    far it reached."""
+    return [
+        Finding(
+            "manifest.end",
+            "fail",
+            layout.entry_path(contents.entries),
+            f"the manifest ends at {contents.horizon}, and {name} says that it reached {noted}:"
+            " entries are missing at its end",
+        )
+        for name, noted in notes.items()
+        if noted is not None and noted > contents.horizon
+    ]
 
 
 def _named_twice(files: Iterable[File]) -> list[Finding]:

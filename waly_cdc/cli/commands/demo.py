@@ -17,9 +17,9 @@ FOLDER = Path("waly-demo")
 @global_options
 @pass_state
 def command(state: State, directory: Path | None) -> None:
-    """See it all work on a PostgreSQL of its own: a shop, a mistake, and the way back.
+    """See it all work on a PostgreSQL of its own.
 
-    Takes well under a minute and leaves the archive behind to explore. With --dsn it uses that
+    A shop, a mistake, and the way back. Takes well under a minute and leaves the archive behind to explore. With --dsn it uses that
     server instead, where it makes the databases waly_demo and waly_demo_restored and the roles
     webshop, warehouse, bob and alice; databases and slot are removed at the end.
     """

@@ -32,7 +32,10 @@ def command(
     stat: bool,
     exit_code: bool,
 ) -> int:
-    """Show the net difference of the database, a TABLE or the row with a KEY between two points."""
+    """Show the net difference of the database, a table or a row.
+
+    That is what is not the same at two points, whatever happened in between.
+    """
     from waly_cdc.history.diff import diff
     from waly_cdc.history.session import session
 

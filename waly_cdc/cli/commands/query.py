@@ -32,7 +32,9 @@ def command(
     output: Path | None,
     lists: bool,
 ) -> None:
-    """Run SQL over the archive, or a query that comes with waly by its NAME.
+    """Run SQL over the archive.
+
+    NAME runs a query that comes with waly; --list names them.
 
     DuckDB's SQL over every table as of --at under its own name; history.SCHEMA.TABLE, a row for
     each event; transactions; changes, the events of all tables. A query can write nothing.

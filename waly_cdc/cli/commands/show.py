@@ -23,17 +23,18 @@ _XID = re.compile(r"xid:(\d{1,10})")
 @global_options
 @pass_state
 def command(state: State, what: str, key: tuple[str, ...], when: str, limit: int | None) -> None:
-    """Show the row with a KEY as it was, or all that a transaction did.
+    """Show a row as it was, or all that a transaction did.
 
     waly show orders 42 --at '15m ago'    waly show xid:8812
     """
-    opened = open_archive(state)
-    if match := _XID.fullmatch(what):
-        if key:
-            raise UsageError("a transaction has no key", hint=f"waly show {what}")
-        _transaction(state, opened, int(match[1]), limit)
-    elif not key:
+    match = _XID.fullmatch(what)
+    if match and key:
+        raise UsageError("a transaction has no key", hint=f"waly show {what}")
+    if not match and not key:
         raise UsageError("a key is missing", hint=f"waly show {what} KEY…, or waly log {what}")
+    opened = open_archive(state)
+    if match:
+        _transaction(state, opened, int(match[1]), limit)
     else:
         _row(state, opened, what, key, when)
 
