@@ -183,6 +183,26 @@ def _change_shapes(
         "alter table renamed_later rename to renamed_now",
         "insert into renamed_now values (3, 'new name')",
         "drop table doomed",
+        # Another key, and rows named by the one and by the other.
+        "delete from key_moves where a = 1",
+        "update key_moves set a = 20, b = b + 1 where a = 2",
+        "update key_moves set b = 31 where a = 3",
+        "alter table key_moves drop constraint key_moves_pkey, add primary key (b)",
+        "update key_moves set a = a + 100",
+        "delete from key_moves where b = 40",
+        "update key_moves set b = 55, a = 1 where b = 50",
+        "delete from gains_key where ctid = (select min(ctid) from gains_key where id = 1)",
+        "update gains_key set t = 'zwei' where id = 2",
+        "alter table gains_key add primary key (id), replica identity default",
+        "delete from gains_key where id = 3",
+        "update gains_key set t = 'eins' where id = 1",
+        "insert into gains_key values (4, 'vier')",
+        "delete from loses_key where id = 1",
+        "alter table loses_key drop constraint loses_key_pkey, replica identity full",
+        "insert into loses_key select * from loses_key",
+        "delete from loses_key where ctid = (select min(ctid) from loses_key where id = 2)",
+        "update loses_key set t = 'drei' where ctid ="
+        " (select max(ctid) from loses_key where id = 3)",
     )
     for statement in statements:
         if statement.startswith("alter table renamed_later"):

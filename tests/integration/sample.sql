@@ -89,6 +89,14 @@ insert into types (id) values (4);
 
 create table evolving (id int primary key, kept text, gone text);
 insert into evolving values (1, 'a', 'b'), (2, 'c', 'd'), (3, 'e', 'f');
+create table key_moves (a int primary key, b int not null, t text);
+alter table key_moves alter t set storage external;
+insert into key_moves select n, n * 10, repeat('t', 5000) || n from generate_series(1, 6) n;
+create table gains_key (id int not null, t text);
+alter table gains_key replica identity full;
+insert into gains_key values (1, 'one'), (1, 'one'), (2, 'two'), (3, 'three');
+create table loses_key (id int primary key, t text);
+insert into loses_key values (1, 'one'), (2, 'two'), (3, 'three');
 create table renamed_later (id int primary key, t text);
 insert into renamed_later values (1, 'one'), (2, 'two');
 create table doomed (id int primary key, t text);

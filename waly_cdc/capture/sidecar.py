@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from waly_cdc.archive.manifest import format_time
@@ -22,11 +23,17 @@ from waly_cdc.capture.keeper import Keeper
 from waly_cdc.capture.sealing import Sealer
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
+from waly_cdc.capture.state import note_disconnected
+from waly_cdc.errors import SourceLost
 from waly_cdc.lsn import Lsn
 from waly_cdc.source.stream import ReplicationStream, plugin_options
 
 SWITCH_INTERVAL = 0.0002
 """Seconds that one thread may keep the interpreter lock while the other wants it."""
+
+
+FIRST_RETRY, LAST_RETRY = 1.0, 30.0
+"""Seconds before the first new try after a connection broke, and at most before any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,67 @@ def run(
 ) -> RunResult:
     """Capture until `stop` is set; with `once`, up to the server's LSN at the start.
 
-    Ends with everything received and committed sealed and acknowledged. Raises NoArchive,
+    Ends with everything received and committed sealed and acknowledged. A connection that breaks is
+    made again, as often as it takes, unless it is the first one or `once`. Raises NoArchive,
     ArchiveLocked, SourceError, SlotLost, StorageError; what was acknowledged is durable then too.
     """
-    with ArchiveWriter.open(settings.archive) as archive, CatalogWatch(settings.dsn) as catalog:
+    stop = stop or threading.Event()
+    with ArchiveWriter.open(settings.archive) as archive:
         contents = archive.contents
         entries, transactions, events = contents.entries, contents.transactions, contents.events
+        retries = _Retries(stop)
+        while True:
+            try:
+                _connected(archive, settings, once, stop, on_event, retries)
+                break
+            except SourceLost as error:
+                if once or not retries.wait(archive.root, error, on_event):
+                    raise
+        return RunResult(
+            archive=str(settings.archive),
+            entries=contents.entries - entries,
+            transactions=contents.transactions - transactions,
+            events=contents.events - events,
+            horizon=contents.horizon,
+            horizon_time=contents.horizon_time,
+        )
+
+
+class _Retries:
+    """How long to wait before the next connection: doubled each time, until one streams."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._delay = FIRST_RETRY
+        self._had_stream = False
+
+    def streams(self) -> None:
+        """A connection stands."""
+        self._had_stream = True
+        self._delay = FIRST_RETRY
+
+    def wait(self, root: Path, error: SourceLost, on_event: Callable[[str], None]) -> bool:
+        """Wait before another try; False where there is to be none."""
+        if not self._had_stream or self._stop.is_set():
+            return False
+        on_event(f"{error.message}; connecting again in {self._delay:.0f} s")
+        note_disconnected(root, error.message)
+        stopped = self._stop.wait(self._delay)
+        self._delay = min(self._delay * 2, LAST_RETRY)
+        return not stopped
+
+
+def _connected(
+    archive: ArchiveWriter,
+    settings: CaptureSettings,
+    once: bool,
+    stop: threading.Event,
+    on_event: Callable[[str], None],
+    retries: _Retries,
+) -> None:
+    """Capture over one connection. What an earlier one left in the journal is sealed first."""
+    contents = archive.contents
+    with CatalogWatch(settings.dsn) as catalog:
         source = require_source(contents, catalog, settings)
         attribution = Attribution()
         shapes = Shapes(contents.relations, catalog.table)
@@ -77,24 +139,17 @@ def run(
         stream = ReplicationStream(
             settings.dsn, source.slot, contents.horizon, plugin_options(source.publications)
         )
+        retries.streams()
         on_event(f"streaming from slot {source.slot} at {contents.horizon}")
         sampler = Sampler(settings.dsn, attribution) if settings.sample else None
         if sampler is not None:
             sampler.start()
         try:
-            _receive(stream, keeper, target, stop or threading.Event())
+            _receive(stream, keeper, target, stop)
         finally:
             if sampler is not None:
                 sampler.stop()
             stream.close()
-        return RunResult(
-            archive=str(settings.archive),
-            entries=contents.entries - entries,
-            transactions=contents.transactions - transactions,
-            events=contents.events - events,
-            horizon=contents.horizon,
-            horizon_time=contents.horizon_time,
-        )
 
 
 def _receive(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,10 +47,16 @@ def write_state(root: Path, state: SidecarState) -> None:
         "unsealed_bytes": state.unsealed_bytes,
         "error": state.error,
     }
-    try:
+    with suppress(StorageError):
         durable.replace(root / FILE, json.dumps(data).encode() + b"\n", durable=False)
-    except StorageError:
-        return
+
+
+def note_disconnected(root: Path, error: str) -> None:
+    """Say in the file that the sidecar waits for its server."""
+    data = read_state(root) or {}
+    data |= {"state": "disconnected", "at": format_time(datetime.now(UTC)), "error": error}
+    with suppress(StorageError):
+        durable.replace(root / FILE, json.dumps(data).encode() + b"\n", durable=False)
 
 
 def read_state(root: Path) -> dict[str, Any] | None:

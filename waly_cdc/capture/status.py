@@ -69,8 +69,11 @@ def degradations(found: dict[str, Any], max_lag: float) -> list[str]:
     lag = found["lag"]["seconds"]
     if lag is not None and lag > max_lag:
         reasons.append(f"the archive is {lag:.0f} s behind, more than {max_lag:.0f} s")
-    if found["sidecar"] is not None and found["sidecar"].get("state") == "failed":
-        reasons.append(f"the sidecar ended with an error: {found['sidecar'].get('error')}")
+    sidecar = found["sidecar"]
+    if sidecar is not None and sidecar.get("state") == "failed":
+        reasons.append(f"the sidecar ended with an error: {sidecar.get('error')}")
+    if sidecar is not None and sidecar.get("state") == "disconnected":
+        reasons.append(f"the sidecar waits for its server: {sidecar.get('error')}")
     if found["last_verify"] is not None and found["last_verify"].get("result") == "mismatch":
         reasons.append("the last verify found a mismatch")
     return reasons
@@ -125,7 +128,7 @@ def _lag(
     """How far what is durable is behind the server: with a running sidecar its journal counts."""
     safe = Lsn.parse(sidecar["safe"]) if sidecar else contents.horizon
     since = contents.horizon_time
-    if sidecar and safe > contents.horizon:
+    if sidecar and sidecar["state"] == "running" and safe > contents.horizon:
         since = datetime.fromisoformat(sidecar["at"])
     behind = max(0, server.lsn.value - safe.value) if server else None
     seconds: float | None = None

@@ -86,7 +86,7 @@ def events(
     parts = []
     for number, mine in sorted(by_version.items()):
         version = contents.version(relation.oid, number)
-        columns = [_own(version, column) for column in relation.columns]
+        columns = [own_column(version, column) for column in relation.columns]
         columns += ["_op", "_lsn", "_seq", "_unchanged", "_raw", *extra]
         has_before = any(column.identity for column in version.columns)
         columns.append(("_before IS NOT NULL" if has_before else "FALSE") + " AS _has_before")
@@ -96,7 +96,8 @@ def events(
     return "\nUNION ALL\n".join(parts) if parts else _nothing(relation, old, extra)
 
 
-def _own(version: RelationVersion, column: Column) -> str:
+def own_column(version: RelationVersion, column: Column) -> str:
+    """A column of rows of one version as another has it: NULL where they lack it."""
     name = identifier(column.stored)
     if any(other.stored == column.stored for other in version.columns):
         return name

@@ -9,6 +9,7 @@ without a key is a multiset: what was inserted, less what was deleted. A value t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import File
@@ -20,6 +21,7 @@ from waly_cdc.history.events import (
     may_be_raw,
     old_name,
     old_raw_name,
+    own_column,
     raw_name,
     raw_text,
 )
@@ -27,8 +29,21 @@ from waly_cdc.history.session import identifier, literal, read_files
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import Column, RelationVersion
 
-_TOASTABLE = ("text", "bytes")
-"""Storages of types that PostgreSQL may store out of line, so that an update need not send them."""
+_TOASTABLE = ("text", "bytes", *(f"decimal({p},{s})" for p in range(33, 39) for s in range(p + 1)))
+"""Storages of types that PostgreSQL may store out of line, so that an update need not send them: of
+numerics those that can be longer than the 24 bytes below which it leaves a value in its row."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Where a statement's events come from: those whose `_lsn` is in `first` to `last`, in files
+    that `read` reads."""
+
+    contents: Contents
+    store: LocalStore
+    read: ReadFiles
+    first: int
+    last: int
 
 
 def state_files(contents: Contents, relation: RelationVersion, bound: Lsn) -> list[File]:
@@ -74,19 +89,68 @@ def state_query(
     baseline = contents.baseline_for(relation.oid, bound)
     # Baseline rows carry the LSN just before their own; no commit record begins there.
     first = baseline.lsn.value - 1 if baseline else 0
-    span = f"_lsn BETWEEN {first} AND {bound.value - 1}"
+    return _state(_Span(contents, store, read, first, bound.value - 1), relation, files)
+
+
+def _state(span: _Span, relation: RelationVersion, files: Sequence[File]) -> str:
+    """The state that the events in `files` make, in the shape of a relation version."""
+    former = _last_of_former_key(span.contents, relation, files)
+    before = None
+    if former is not None:
+        earlier = [file for file in files if (file.version or 0) <= former.version]
+        files = [file for file in files if (file.version or 0) > former.version]
+        before = (former, _state(span, former, earlier))
     ops = {op for file in files for op, count in file.ops.items() if count}
     truncated = "T" in ops
     if not ops & {"U", "D"}:
         return (
-            f"WITH events AS (\nSELECT * FROM (\n"
-            f"{events(contents, store, relation, files, read=read)}\n) WHERE {span}\n)\n"
+            f"WITH events AS (\n{_events(span, relation, files, before)}\n)\n"
             f"SELECT {_names(relation.columns, '_raw', '_lsn', '_seq')}\n"
             f"FROM events WHERE _op <> 'T' AND {_after_truncate(truncated)}"
         )
     if not relation.key:
-        return _multiset(contents, store, relation, span, files, truncated, read)
-    return _keyed(contents, store, relation, span, files, truncated, read)
+        source = _events(span, relation, files, before, relation.columns)
+        return _multiset(relation, source, truncated)
+    rekeyed = any(file.rekeyed for file in files)
+    unchanged = any(file.unchanged for file in files)
+    source = _events(span, relation, files, before, relation.key_columns if rekeyed else ())
+    return _keyed(relation, source, truncated, rekeyed, unchanged)
+
+
+def _last_of_former_key(
+    contents: Contents, relation: RelationVersion, files: Sequence[File]
+) -> RelationVersion | None:
+    """The newest version whose updates and deletes name rows by another key than this one's."""
+    versions = {file.version for file in files if file.ops.get("U") or file.ops.get("D")}
+    return max(
+        (
+            version
+            for version in contents.relations[relation.oid]
+            if version.version in versions and set(version.key) != set(relation.key)
+        ),
+        key=lambda version: version.version,
+        default=None,
+    )
+
+
+def _events(
+    span: _Span,
+    relation: RelationVersion,
+    files: Sequence[File],
+    before: tuple[RelationVersion, str] | None,
+    old: Sequence[Column] = (),
+) -> str:
+    """The events of a state. Where the key was another before, the rows that the events until then
+    made stand in for them as a baseline's do: `before` is their version and their statement."""
+    source = events(span.contents, span.store, relation, files, old=old, read=span.read)
+    statement = f"SELECT * FROM (\n{source}\n) WHERE _lsn BETWEEN {span.first} AND {span.last}"
+    if before is None:
+        return statement
+    former, rows = before
+    columns = [own_column(former, column) for column in relation.columns]
+    columns += ["'R'", f"coalesce(_lsn, {span.first})", "coalesce(_seq, 0)", "NULL", "_raw"]
+    columns += ["FALSE", *["NULL, NULL"] * len(old)]
+    return f"{statement}\nUNION ALL\nSELECT {', '.join(columns)}\nFROM (\n{rows}\n)"
 
 
 def column_text(column: Column, raw: str | None = None) -> str:
@@ -126,21 +190,12 @@ def _after_truncate(truncated: bool) -> str:
 
 
 def _keyed(
-    contents: Contents,
-    store: LocalStore,
-    relation: RelationVersion,
-    span: str,
-    files: Sequence[File],
-    truncated: bool,
-    read: ReadFiles,
+    relation: RelationVersion, source: str, truncated: bool, rekeyed: bool, unchanged: bool
 ) -> str:
     key = relation.key_columns
-    rekeyed = any(file.rekeyed for file in files)
-    unchanged = any(file.unchanged for file in files)
     names = _names(relation.columns)
     new_key = [identifier(column.stored) for column in key]
     new_raw = [f"{raw_text(c.stored)} AS {raw_name(c)}" for c in key if may_be_raw(c)]
-    source = events(contents, store, relation, files, old=key if rekeyed else (), read=read)
     images = (
         f"SELECT {', '.join([*new_raw, names])}, _raw, _unchanged, _lsn, _seq,"
         " _op <> 'D' AS _alive\n"
@@ -160,7 +215,7 @@ def _keyed(
         )
     partition = ", ".join(new_key + [raw_name(c) for c in key if may_be_raw(c)])
     statement = (
-        f"WITH RECURSIVE events AS (\nSELECT * FROM (\n{source}\n) WHERE {span}\n),\n"
+        f"WITH RECURSIVE events AS (\n{source}\n),\n"
         f"images AS (\n{images}\n),\n"
         f"ranked AS (\nSELECT *, ROW_NUMBER() OVER (PARTITION BY {partition}"
         " ORDER BY _lsn DESC, _seq DESC, _alive DESC) AS _rank\nFROM images\n),\n"
@@ -275,18 +330,9 @@ def _qualified(condition: str, prefix: str, here: Sequence[tuple[str, Column]]) 
     return f"({prefix}_has_before AND ({' OR '.join(pairs)}))" if condition != "FALSE" else "FALSE"
 
 
-def _multiset(
-    contents: Contents,
-    store: LocalStore,
-    relation: RelationVersion,
-    span: str,
-    files: Sequence[File],
-    truncated: bool,
-    read: ReadFiles,
-) -> str:
+def _multiset(relation: RelationVersion, source: str, truncated: bool) -> str:
     columns = relation.columns
     raws = [column for column in columns if may_be_raw(column)]
-    source = events(contents, store, relation, files, old=columns, read=read)
     new = [f"{raw_text(column.stored)} AS {raw_name(column)}" for column in raws]
     old = [f"{old_name(column)} AS {identifier(column.stored)}" for column in columns]
     old += [f"{old_raw_name(column)} AS {raw_name(column)}" for column in raws]
@@ -305,7 +351,7 @@ def _multiset(
     ]
     after = _after_truncate(truncated)
     return (
-        f"WITH events AS (\nSELECT * FROM (\n{source}\n) WHERE {span}\n),\n"
+        f"WITH events AS (\n{source}\n),\n"
         f"changes AS (\nSELECT {', '.join([_names(columns), *new])}, _raw, 1 AS _copies\n"
         f"FROM events WHERE _op IN ('R', 'I', 'U') AND {after}\nUNION ALL\n"
         f"SELECT {', '.join(old)}, NULL, -1\n"

@@ -40,7 +40,8 @@ def command(
 ) -> None:
     """Show the history of the database, a TABLE or a row, newest first.
 
-    The row is named by its KEY, the values of the table's key in key order: waly log order_items 42 7
+    The row is named by its KEY, the values of the table's key in key order:
+    waly log order_items 42 7
     """
     from waly_cdc.history.log import OPERATIONS, LogFilter, log
     from waly_cdc.history.session import session
