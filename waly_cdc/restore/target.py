@@ -162,22 +162,30 @@ def under_way() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """An object that was not made, and why; `kept` when one of that name was there already."""
+    """An object that was not made, and why; `kept` when one of that name was there already,
+    `violated` when the rows do not satisfy it."""
 
     statement: Statement
     reason: str
     kept: bool = False
+    violated: bool = False
 
     def __str__(self) -> str:
         return f"{self.statement.what}: {self.reason}"
 
 
 def run(
-    connection: psycopg.Connection, statements: Iterable[Statement], *, keep_existing: bool
+    connection: psycopg.Connection,
+    statements: Iterable[Statement],
+    *,
+    keep_existing: bool,
+    may_violate: bool = False,
+    may_fail: bool = False,
 ) -> list[LeftOut]:
     """Run the statements in the open transaction; what was left out of them.
 
-    With `keep_existing` an object of that name that is there already is kept, but for tables.
+    With `keep_existing` an object of that name that is there already is kept, but for tables; with
+    `may_violate` one is left out that the rows do not satisfy, with `may_fail` any that fails.
     Raises TargetError, naming the object.
     """
     left_out = []
@@ -186,20 +194,29 @@ def run(
         # A dump's text is SQL already: there is nothing to put into it.
         query = sql.SQL(statement.sql)
         with target_errors(statement.what):
-            if not (statement.optional or keep):
+            if not (statement.optional or keep or may_violate or may_fail):
                 connection.execute(query)
                 continue
             try:
                 with connection.transaction():
                     connection.execute(query)
             except psycopg.Error as error:
+                reason = error.diag.message_primary or str(error)
                 if keep and isinstance(error, _EXISTS):
                     left_out.append(LeftOut(statement, "there already, kept as it is", kept=True))
-                elif statement.optional and not connection.broken:
-                    left_out.append(LeftOut(statement, error.diag.message_primary or str(error)))
+                elif may_violate and isinstance(error, psycopg.errors.IntegrityError):
+                    reason = f"the rows do not satisfy it ({reason})"
+                    left_out.append(LeftOut(statement, reason, violated=True))
+                elif (statement.optional or may_fail) and _refused(error):
+                    left_out.append(LeftOut(statement, reason))
                 else:
                     raise
     return left_out
+
+
+def _refused(error: psycopg.Error) -> bool:
+    """Whether the server refused the statement, rather than that it stops or runs out of room."""
+    return (error.sqlstate or "57")[:2] not in ("53", "57", "58", "XX")
 
 
 def tag(connection: psycopg.Connection, number: int) -> str | None:
