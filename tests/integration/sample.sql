@@ -124,6 +124,12 @@ begin
 end $$;
 create trigger orders_noted after insert or update on orders
     for each row execute function note_change();
+create function note_drop() returns event_trigger language plpgsql as $$
+begin
+    insert into public.audit (what) select 'drop ' || object_identity from pg_event_trigger_dropped_objects()
+        where object_type = 'schema';
+end $$;
+create event trigger drops_noted on sql_drop execute function note_drop();
 alter table customers enable row level security;
 create policy everyone on customers using (true);
 comment on table customers is 'It''s who buys';

@@ -262,6 +262,29 @@ def test_a_restore_that_fails_half_way_says_that_the_target_is_not_whole(
         restore(sample.archive, database, Latest(), force=True)
 
 
+def test_an_error_outside_the_target_leaves_the_mark_too(sample: Sample, database: str) -> None:
+    store = LocalStore(sample.archive)
+
+    def interrupt(_table: str, _rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with StateRows(store, load(store)) as rows, pytest.raises(KeyboardInterrupt):
+        restore_postgres(rows, planned(sample.archive, Latest()), database, on_rows=interrupt)
+    (marked,) = query(database, f"select to_regnamespace('{MARKER}') is not null")
+    assert marked == (True,)
+
+
+def test_a_schema_alone_has_no_rows(sample: Sample, database: str) -> None:
+    store = LocalStore(sample.archive)
+    with StateRows(store, load(store)) as rows:
+        result = restore_postgres(
+            rows, planned(sample.archive, Latest()), database, schema_only=True
+        )
+    assert result.tables == ()
+    assert schema_of(database) == schema_of(sample.dsn)
+    assert not any(live_rows(database).values())
+
+
 def test_unknown_tables_and_points_are_refused(sample: Sample) -> None:
     with pytest.raises(UsageError, match="nothing"):
         planned(sample.archive, Latest(), "nothing")

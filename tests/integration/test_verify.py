@@ -14,6 +14,9 @@ from tests.integration.sample import Sample
 from waly_cdc.archive import layout
 from waly_cdc.archive.contents import load
 from waly_cdc.archive.store import LocalStore
+from waly_cdc.capture.initialise import initialise
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.capture.sidecar import run
 from waly_cdc.errors import CouldNotVerify, NoArchive
 from waly_cdc.findings import Finding
 from waly_cdc.history.moment import resolve
@@ -235,6 +238,34 @@ def test_a_drill_that_cannot_run_is_neither_passed_nor_failed(sample: Sample) ->
     assert "hunter2" not in caught.value.message
     report = verify(sample.archive).without("drill", caught.value.message)
     assert (report.result, report.exit_code) == ("could_not_verify", 5)
+
+
+def test_a_constraint_that_the_rows_break_is_left_out_and_leaves_a_drill_undecided(
+    database: str, server: TestServer, work_dir: Path
+) -> None:
+    """Constraints that were dropped: no new schema dump tells of that before a shape changes."""
+    settings = CaptureSettings(database, work_dir / "archive", sample=False)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("create table p (id int primary key, n int not null, check (n > 0))")
+        connection.execute("create table f (id int primary key, p int references p)")
+        initialise(settings)
+        connection.execute("alter table p drop constraint p_n_check, alter n drop not null")
+        connection.execute("alter table f drop constraint f_p_fkey")
+        connection.execute("insert into p values (1, -1), (2, null)")
+        connection.execute("insert into f values (1, 9)")
+    run(settings, once=True)
+    store = LocalStore(settings.archive)
+    contents = load(store)
+    report = drill(store, contents, resolve(contents, store, Latest()), server.admin_dsn)
+    assert (report.result, report.exit_code) == ("could_not_verify", 5)
+    assert report.drill is not None
+    assert report.drill.tables == (("public.f", 1), ("public.p", 2))
+    broken = [finding.message.split(": the rows do not")[0] for finding in report.findings]
+    assert broken == [
+        "fk constraint public.f f_p_fkey",
+        'constraint "public"."p" p_n_check',
+        'constraint "public"."p" not null of n',
+    ]
 
 
 @pytest.mark.parametrize(

@@ -397,6 +397,26 @@ def test_damage_is_a_decode_error_or_decoded_the_same(frames: list[bytes], split
 
 
 @FUZZ
+@given(damaged_streams())
+def test_the_last_commit_of_a_chunk_is_found_or_refused(frames: list[bytes]) -> None:
+    commits = [number for number, frame in enumerate(frames, 1) if frame[25:26] == b"C"]
+    chunk = Chunk.of(frames)
+    try:
+        count, end = chunk.committed()
+    except DecodeError:
+        assert any(len(frame) <= 25 for frame in frames) or len(frames[commits[-1] - 1]) != 51
+        return
+    if not commits:
+        assert (count, end) == (0, 0)
+    else:
+        assert count == commits[-1]
+        assert end == int.from_bytes(frames[count - 1][35:43], "big")
+        whole, rest = chunk.split(count)
+        assert whole.data + rest.data == chunk.data
+        assert len(whole) + len(rest) == len(frames)
+
+
+@FUZZ
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=5), st.booleans())
 def test_noise_is_a_decode_error(noise: list[bytes], framed: bool) -> None:
     frames = build.frames(noise) if framed else noise

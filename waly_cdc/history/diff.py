@@ -90,7 +90,9 @@ def _relation_diff(
     start: Moment,
     end: Moment,
 ) -> Iterator[Difference]:
-    texts = ", ".join(f"{column_text(c)} AS {identifier(c.stored)}" for c in relation.columns)
+    # Rows without columns differ in their number only.
+    columns = [f"{column_text(c)} AS {identifier(c.stored)}" for c in relation.columns]
+    texts = ", ".join(columns or ['0 AS "no columns"'])
     after = f"SELECT {texts} FROM ({state_query(contents, store, relation, end.bound)})"
     try:
         then = state_query(contents, store, relation, start.bound)
@@ -101,7 +103,7 @@ def _relation_diff(
         before = f"SELECT * FROM {then}"
     else:
         before = f"SELECT {texts} FROM ({then})"
-    names = [identifier(column.stored) for column in relation.columns]
+    names = [identifier(column.stored) for column in relation.columns] or ['"no columns"']
     # Rows that are the same on both sides drop out first; few are left to be matched by key.
     statement = f"""
 WITH before AS ({before}), after AS ({after}),
@@ -118,7 +120,8 @@ UNION ALL SELECT FALSE, {", ".join(names)} FROM come"""
         was = row.pop("_gone")
         image = {c.stored: pg_text(c, row[c.stored]) for c in relation.columns}
         key = tuple(image[stored] for stored in relation.key)
-        if was and key:
+        # A table that had no key yet may have held several rows of one.
+        if was and key and key not in gone:
             gone[key] = image
         elif was:
             yield Difference(relation, key, image, None)

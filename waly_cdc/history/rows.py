@@ -178,17 +178,19 @@ def _follow(
 
 
 class _Walk:
-    """Goes through events in order and keeps each living row's image and version."""
+    """Goes through events in order and keeps each living row's image.
+
+    A version belongs to a key: no two events of a key have the same, whatever rows it had.
+    """
 
     def __init__(self, relation: RelationVersion) -> None:
         self._relation = relation
-        self._living: dict[Key, tuple[Texts, int]] = {}
+        self._living: dict[Key, Texts] = {}
         self._versions: dict[Key, int] = {}
 
     def step(self, values: dict[str, Any]) -> RowEvent | None:
         relation, op = self._relation, values["_op"]
         if op == "T":
-            self._versions.update({key: version for key, (_, version) in self._living.items()})
             self._living.clear()
             return self._event(values, (), None, None, None)
         own: Texts = {c.stored: pg_text(c, values[c.stored]) for c in relation.columns}
@@ -198,14 +200,14 @@ class _Walk:
         old_key = key
         if op == "U" and values["_has_before"]:
             old_key = tuple(pg_text(c, values["old " + c.stored]) for c in relation.key_columns)
-        before, version = self._living.pop(old_key, (None, self._versions.get(key, 0)))
-        version += 1
+        before = self._living.pop(old_key, None)
+        version = max(self._versions.get(old_key, 0), self._versions.get(key, 0)) + 1
+        self._versions[key] = version
         if op == "D":
-            self._versions[key] = version
             return self._event(values, key, version, before or own, None)
         for stored in values["_unchanged"] or ():
             own[stored] = before.get(stored) if before else None
-        self._living[key] = own, version
+        self._living[key] = own
         return self._event(values, key, version, before, own)
 
     def _without_key(self, values: dict[str, Any], own: Texts) -> RowEvent:

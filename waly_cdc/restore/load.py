@@ -29,7 +29,8 @@ class _StoppedError(Exception):
 class Loader:
     """Loads tables as of `bound`. `on_rows` is told a table's name and the rows that went in.
 
-    `counts` holds the rows per oid, `notes` what could not be done as it should.
+    `counts` holds the rows per oid, `notes` what could not be done as it should, `violated` the
+    constraints that were dropped because rows do not satisfy them.
     """
 
     rows: Rows
@@ -38,6 +39,7 @@ class Loader:
     on_rows: Callable[[str, int], None]
     counts: dict[int, int] = field(default_factory=dict)
     notes: set[str] = field(default_factory=set)
+    violated: list[str] = field(default_factory=list)
     _stopping: bool = False
     _connections: list[psycopg.Connection] = field(default_factory=list)
 
@@ -80,11 +82,23 @@ class Loader:
                 self.notes.add(f"restored rows carry no replication origin: {refusal}")
             try:
                 while not self._stopping:
-                    self._copy(connection, work.get_nowait())
+                    self._load(connection, work.get_nowait())
             except Empty:
                 pass
             if refusal is None and not self._stopping:
                 target.untag(connection, number)
+
+    def _load(self, connection: psycopg.Connection, table: PlannedTable) -> None:
+        """Load a table; again without a constraint that its rows do not satisfy. It was dropped
+        since the schema was archived, and rows are worth more than it."""
+        while True:
+            try:
+                return self._copy(connection, table)
+            except TargetError as error:
+                relaxed = target.relax(connection, error.__cause__)
+                if relaxed is None:
+                    raise
+                self.violated.append(relaxed)
 
     def _copy(self, connection: psycopg.Connection, table: PlannedTable) -> None:
         name = table.name.qualified_name
@@ -105,6 +119,7 @@ class Loader:
                         self.on_rows(name, batch.num_rows)
                 stored = cursor.rowcount
         except (TargetError, duckdb.InterruptException) as error:
+            self.on_rows(name, -count)
             # What broke because it was told to stop is not what went wrong.
             if self._stopping:
                 raise _StoppedError from error

@@ -13,7 +13,7 @@ The order, and what an error, an interrupt or a kill leaves behind in each step:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import psycopg
 from psycopg import sql
@@ -46,7 +46,6 @@ def restore_postgres(
     """
     began = time.monotonic()
     schema = plan.required_schema()
-    tables: Sequence[PlannedTable] = () if schema_only else plan.tables
     loader = Loader(rows, dsn, plan.lsn, on_rows)
     with target.session(dsn) as connection:
         target.require_empty(connection, force=force)
@@ -54,37 +53,55 @@ def restore_postgres(
             target.mark(connection, f"a restore to {plan.lsn}")
             skipped = target.run(connection, schema.before, keep_existing=force)
             missing = {(s.statement.schema, s.statement.tag) for s in skipped}
-            tables = [t for t in tables if (t.made_as.schema, t.made_as.name) not in missing]
-            unfitted = _fit(connection, plan, tables)
+            made = [t for t in plan.tables if (t.made_as.schema, t.made_as.name) not in missing]
+            unfitted = _fit(connection, plan, made)
+        loaded = [] if schema_only else made
         kept = {(s.statement.schema, s.statement.tag) for s in skipped if s.kept}
         with target.under_way():
-            loader.load(tables, jobs)
+            loader.load(loaded, jobs)
             with connection.transaction():
                 if not schema_only:
-                    _set_sequences(
-                        connection, (s for s in plan.sequences if (s.schema, s.name) not in kept)
-                    )
-                # A later dump may tell of what the rows of that time cannot have.
-                later = plan.dumped_later
-                skipped += target.run(
-                    connection,
-                    schema.after,
-                    keep_existing=force,
-                    may_violate=True,
-                    may_fail=later,
-                )
-                _rename(connection, tables)
-                target.unmark(connection)
-        _analyze(connection, tables)
+                    values = (s for s in plan.sequences if (s.schema, s.name) not in kept)
+                    _set_sequences(connection, values)
+                skipped += _complete(connection, plan, made, keep_existing=force)
+        _analyze(connection, loaded)
     return RestoreResult(
         target=target.masked(dsn),
         lsn=plan.lsn,
         time=plan.time,
-        tables=tuple((t.name.qualified_name, loader.counts[t.name.oid]) for t in tables),
+        tables=tuple((t.name.qualified_name, loader.counts[t.name.oid]) for t in loaded),
         seconds=time.monotonic() - began,
-        left_out=(*plan.left_out, *unfitted, *map(str, skipped), *sorted(loader.notes)),
-        violated=tuple(str(s) for s in skipped if s.violated),
+        left_out=(
+            *plan.left_out,
+            *unfitted,
+            *map(str, skipped),
+            *sorted(loader.notes),
+            *loader.violated,
+        ),
+        violated=(*(str(s) for s in skipped if s.violated), *loader.violated),
     )
+
+
+def _complete(
+    connection: psycopg.Connection,
+    plan: Plan,
+    tables: Iterable[PlannedTable],
+    *,
+    keep_existing: bool,
+) -> list[target.LeftOut]:
+    """Make what comes after the rows, and say that the target is whole; what was left out."""
+    schema = plan.required_schema()
+    left_out = target.run(
+        connection,
+        schema.after,
+        keep_existing=keep_existing,
+        may_violate=True,
+        # A dump from after the point tells of what its rows and columns do not allow.
+        may_fail=plan.dumped_later,
+    )
+    _rename(connection, tables)
+    target.unmark(connection)
+    return left_out + target.run(connection, schema.last, keep_existing=keep_existing)
 
 
 def _fit(connection: psycopg.Connection, plan: Plan, tables: Iterable[PlannedTable]) -> list[str]:

@@ -51,6 +51,7 @@ _NOT_RESTORED = _SESSION_ITEMS | {
 # superuser of the old server, and no row depends on them. Without its policies a table that has row
 # security shows nothing, so leaving one out opens nothing.
 _OPTIONAL = frozenset({"COMMENT", "SECURITY LABEL", "POLICY", "EVENT TRIGGER"})
+# They would fire for whatever is made after them.
 _LAST = ("EVENT TRIGGER",)
 _VIEWS = frozenset({"VIEW", "MATERIALIZED VIEW"})
 _VIEW_RULE = " _RETURN"
@@ -88,13 +89,15 @@ class TableItem:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The chosen part of a dump. `tables` are those whose rows belong to it, `left_out` names what
-    belongs to them and yet is not made."""
+    """The chosen part of a dump: what is made before the rows, after them, and when all else is
+    done. `tables` are those whose rows belong to it, `left_out` names what belongs to them and yet
+    is not made."""
 
     before: tuple[Statement, ...]
     after: tuple[Statement, ...]
     tables: tuple[TableItem, ...]
     sequences: frozenset[tuple[str, str]]
+    last: tuple[Statement, ...] = ()
     left_out: tuple[str, ...] = ()
 
 
@@ -243,7 +246,8 @@ def _schema(
     refreshes = [_refresh(i) for i in items if i.id in chosen and i.kind == "MATERIALIZED VIEW"]
     return Schema(
         before=tuple(before),
-        after=(*after, *refreshes, *last),
+        after=(*after, *refreshes),
+        last=tuple(last),
         tables=tuple(table for table in table_items(items) if table.oid in oids),
         sequences=frozenset(
             (i.schema, i.tag) for i in items if i.id in chosen and i.kind == "SEQUENCE"

@@ -64,6 +64,10 @@ where c.relkind = 'r' and n.nspname !~ '^pg_' and n.nspname <> 'information_sche
 order by c.oid, a.attnum
 """
 
+_ROOT = """
+select coalesce(pg_catalog.pg_partition_root(%s::regclass), %s::regclass)::text
+"""
+
 _EXISTS = (
     psycopg.errors.DuplicateTable,
     psycopg.errors.DuplicateObject,
@@ -212,6 +216,32 @@ def run(
                 else:
                     raise
     return left_out
+
+
+def relax(connection: psycopg.Connection, error: BaseException | None) -> str | None:
+    """Take the constraint off its table that a row has violated, and say so; None where the error
+    is another."""
+    if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name:
+        name = error.diag.constraint_name
+        action = sql.SQL("drop constraint {}").format(sql.Identifier(name))
+    elif isinstance(error, psycopg.errors.NotNullViolation) and error.diag.column_name:
+        name = f"not null of {error.diag.column_name}"
+        action = sql.SQL("alter column {} drop not null").format(
+            sql.Identifier(error.diag.column_name)
+        )
+    else:
+        return None
+    if error.diag.schema_name is None or error.diag.table_name is None:
+        return None  # of a domain
+    table = sql.Identifier(error.diag.schema_name, error.diag.table_name)
+    row = connection.execute(_ROOT, [table.as_string(connection)] * 2).fetchone()
+    assert row is not None
+    with target_errors(f"constraint {name}"):
+        connection.execute(sql.SQL("alter table {} {}").format(sql.SQL(row[0]), action))
+    return (
+        f"constraint {table.as_string(connection)} {name}: the rows do not satisfy it"
+        f" ({error.diag.message_primary})"
+    )
 
 
 def _refused(error: psycopg.Error) -> bool:

@@ -91,7 +91,10 @@ class Report:
 
     def without(self, check: str, reason: str) -> Report:
         """This report, when another check could not be run: never `passed`."""
-        finding = Finding(check, "warn", check, f"could not be run: {reason}")
+        return self.undecided(Finding(check, "warn", check, f"could not be run: {reason}"))
+
+    def undecided(self, finding: Finding) -> Report:
+        """This report with a finding that may or may not be a fault: never `passed`."""
         return replace(
             self,
             result=min(self.result, COULD_NOT, key=_WORST_FIRST.index),
