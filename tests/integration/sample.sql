@@ -92,9 +92,11 @@ insert into evolving values (1, 'a', 'b'), (2, 'c', 'd'), (3, 'e', 'f');
 create table key_moves (a int primary key, b int not null, t text);
 alter table key_moves alter t set storage external;
 insert into key_moves select n, n * 10, repeat('t', 5000) || n from generate_series(1, 6) n;
-create table gains_key (id int not null, t text);
+create table gains_key (id int not null, t text, n int default 0);
+alter table gains_key alter t set storage external;
 alter table gains_key replica identity full;
-insert into gains_key values (1, 'one'), (1, 'one'), (2, 'two'), (3, 'three');
+insert into gains_key
+    values (1, 'one'), (1, 'one'), (2, repeat('2', 5000)), (3, repeat('3', 5000));
 create table loses_key (id int primary key, t text);
 insert into loses_key values (1, 'one'), (2, 'two'), (3, 'three');
 create table renamed_later (id int primary key, t text);

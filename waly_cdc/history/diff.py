@@ -17,7 +17,8 @@ from waly_cdc.history.log import key_json, parse_key, row_json
 from waly_cdc.history.moment import Moment
 from waly_cdc.history.rows import Key, Texts
 from waly_cdc.history.session import identifier, rows
-from waly_cdc.history.state import column_text, state_query
+from waly_cdc.history.state import state_query
+from waly_cdc.history.texts import column_text
 from waly_cdc.relations import RelationVersion
 
 

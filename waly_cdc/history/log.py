@@ -18,7 +18,7 @@ from waly_cdc.history.jsonb import to_json
 from waly_cdc.history.moment import Moment
 from waly_cdc.history.rows import Key, RowEvent, Texts, row_events
 from waly_cdc.history.session import identifier, rows
-from waly_cdc.history.state import column_text
+from waly_cdc.history.texts import column_text
 from waly_cdc.history.transactions import UNKNOWN_ACTOR, Transaction, by_lsn
 from waly_cdc.relations import RelationVersion
 

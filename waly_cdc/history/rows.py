@@ -20,7 +20,7 @@ from waly_cdc.archive.store import LocalStore
 from waly_cdc.history.events import events, old_name, old_raw_name
 from waly_cdc.history.jsonb import pg_text
 from waly_cdc.history.session import identifier, literal, rows
-from waly_cdc.history.state import column_text
+from waly_cdc.history.texts import column_text
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import Column, RelationVersion
 

@@ -25,7 +25,11 @@ def session() -> Iterator[duckdb.DuckDBPyConnection]:
         connection.execute("set preserve_insertion_order = false")
         try:
             yield connection
-        except duckdb.IOException as error:
+        except duckdb.Error as error:
+            # What a damaged file brings about; the last stands for what DuckDB has no class for.
+            damage = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
+            if not (damage or type(error) is duckdb.Error):
+                raise
             raise ArchiveCorrupt(
                 f"a file of the archive cannot be read: {error}", hint="run: waly verify"
             ) from error

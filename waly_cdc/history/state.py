@@ -25,13 +25,11 @@ from waly_cdc.history.events import (
     raw_name,
     raw_text,
 )
-from waly_cdc.history.session import identifier, literal, read_files
+from waly_cdc.history.session import identifier, read_files
+from waly_cdc.history.texts import column_text
+from waly_cdc.history.unchanged import resolved
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import Column, RelationVersion
-
-_TOASTABLE = ("text", "bytes", *(f"decimal({p},{s})" for p in range(33, 39) for s in range(p + 1)))
-"""Storages of types that PostgreSQL may store out of line, so that an update need not send them: of
-numerics those that can be longer than the 24 bytes below which it leaves a value in its row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,29 +146,18 @@ def _events(
         return statement
     former, rows = before
     columns = [own_column(former, column) for column in relation.columns]
-    columns += ["'R'", f"coalesce(_lsn, {span.first})", "coalesce(_seq, 0)", "NULL", "_raw"]
+    stored = {column.stored for column in former.columns}
+    # Rows of a multiset have no position. The new key, unique among them by now, gives them one.
+    by_key = ", ".join(
+        part
+        for column in relation.key_columns
+        if column.stored in stored
+        for part in (identifier(column.stored), raw_text(column.stored))
+    )
+    seq = f"row_number() OVER (ORDER BY {by_key})" if by_key else "0"
+    columns += ["'R'", f"coalesce(_lsn, {span.first})", f"coalesce(_seq, {seq})", "NULL", "_raw"]
     columns += ["FALSE", *["NULL, NULL"] * len(old)]
     return f"{statement}\nUNION ALL\nSELECT {', '.join(columns)}\nFROM (\n{rows}\n)"
-
-
-def column_text(column: Column, raw: str | None = None) -> str:
-    """An expression for a column's exact value as a text that PostgreSQL reads back."""
-    name = identifier(column.stored)
-    match column.storage:
-        case "text":
-            return name
-        case "bytes":
-            text = f"('\\x' || lower(hex({name})))"
-        case "bool":
-            text = f"CASE WHEN {name} THEN 't' WHEN NOT {name} THEN 'f' END"
-        case "timestamptz":
-            # Casting a TIMESTAMPTZ itself would need a time zone library.
-            text = f"(CAST(make_timestamp(epoch_us({name})) AS VARCHAR) || '+00')"
-        case _:
-            text = f"CAST({name} AS VARCHAR)"
-    if not may_be_raw(column):
-        return text
-    return f"coalesce({text}, {raw or raw_text(column.stored)})"
 
 
 def _names(columns: Sequence[Column], *more: str) -> str:
@@ -223,7 +210,7 @@ def _keyed(
     )
     if not unchanged:
         return f"{statement}\nSELECT {names}, _raw, _lsn, _seq FROM state"
-    return _resolved(relation, statement, key, rekeyed)
+    return resolved(relation, statement, rekeyed=rekeyed)
 
 
 def _key_differs(key: Sequence[Column]) -> str:
@@ -236,100 +223,6 @@ def _key_differs(key: Sequence[Column]) -> str:
     return "(" + " OR ".join(pairs) + ")"
 
 
-def _resolved(
-    relation: RelationVersion, statement: str, key: Sequence[Column], rekeyed: bool
-) -> str:
-    """The state with every unchanged value looked up: for each such value, back along the row's
-    events, from one that changed the key to the next, until one has it."""
-    columns = [c for c in relation.columns if c.storage in _TOASTABLE and c not in key]
-    chains, joins, values = [], [], []
-    here = [(identifier(f"key {n}"), column) for n, column in enumerate(key)]
-    for number, column in enumerate(columns):
-        chains.append(_chain(number, column, here, rekeyed))
-        joins.append(
-            f"LEFT JOIN (SELECT * FROM chain{number} WHERE _known) AS found{number}"
-            f" ON found{number}._origin_lsn = state._lsn AND found{number}._origin_seq = state._seq"
-        )
-    for column in relation.columns:
-        name = identifier(column.stored)
-        if column not in columns:
-            values.append(f"state.{name}")
-            continue
-        found = f"found{columns.index(column)}"
-        values.append(
-            f"CASE WHEN NOT coalesce(list_contains(state._unchanged, {literal(column.stored)}),"
-            f" FALSE) THEN state.{name} WHEN {found}._known THEN {found}._value"
-            f" ELSE error('no earlier value of an unchanged one') END AS {name}"
-        )
-    return (
-        f"{statement},\n"
-        + ",\n".join(chains)
-        + f"\nSELECT {', '.join(values)}, state._raw, state._lsn, state._seq\nFROM state\n"
-        + "\n".join(joins)
-    )
-
-
-def _chain(number: int, column: Column, here: Sequence[tuple[str, Column]], rekeyed: bool) -> str:
-    """A recursive table: for each row of the state whose value of `column` was not sent, the event
-    looked at (`_lsn`, `_seq`, the key the row had before it) and the value once it is known."""
-    name, label = identifier(column.stored), literal(column.stored)
-    missing = f"coalesce(list_contains({{}}_unchanged, {label}), FALSE)"
-    changes_key = (
-        f"({{0}}_has_before AND {_key_differs([c for _, c in here])})" if rekeyed else "FALSE"
-    )
-
-    def earlier_key(prefix: str) -> str:
-        parts = []
-        for alias, key_column in here:
-            own = _key_text(key_column, prefix)
-            if rekeyed:
-                differs = _qualified(changes_key, prefix, here)
-                own = f"CASE WHEN {differs} THEN {_old_key_text(key_column, prefix)} ELSE {own} END"
-            parts.append(f"{own} AS {alias}")
-        return ", ".join(parts)
-
-    match_key = " AND ".join(f"{_key_text(c, 'e.')} = c.{alias}" for alias, c in here)
-    stops = f"NOT {missing.format('e.')}"
-    if rekeyed:
-        stops = f"({stops} OR {_qualified(changes_key, 'e.', here)})"
-    return f"""chain{number} AS (
-SELECT e._lsn AS _origin_lsn, e._seq AS _origin_seq, e._lsn AS _lsn, e._seq AS _seq,
-       {earlier_key("e.")}, e.{name} AS _value, FALSE AS _known
-FROM events e JOIN state s ON s._lsn = e._lsn AND s._seq = e._seq
-WHERE {missing.format("e.")}
-UNION ALL
-SELECT _origin_lsn, _origin_seq, _lsn, _seq, {", ".join(alias for alias, _ in here)}, _value, _known
-FROM (
-    SELECT c._origin_lsn, c._origin_seq, e._lsn, e._seq, {earlier_key("e.")},
-           e.{name} AS _value, NOT {missing.format("e.")} AS _known,
-           ROW_NUMBER() OVER (PARTITION BY c._origin_lsn, c._origin_seq
-                              ORDER BY e._lsn DESC, e._seq DESC) AS _nearest
-    FROM chain{number} c JOIN events e
-    ON {match_key} AND e._op IN ('R', 'I', 'U')
-       AND (e._lsn < c._lsn OR (e._lsn = c._lsn AND e._seq < c._seq)) AND {stops}
-    WHERE NOT c._known
-)
-WHERE _nearest = 1
-)"""
-
-
-def _key_text(column: Column, prefix: str) -> str:
-    value = f"CAST({prefix}{identifier(column.stored)} AS VARCHAR)"
-    if not may_be_raw(column):
-        return value
-    return f"coalesce({value}, {prefix}{raw_text(column.stored)})"
-
-
-def _old_key_text(column: Column, prefix: str) -> str:
-    return f"coalesce(CAST({prefix}{old_name(column)} AS VARCHAR), {prefix}{old_raw_name(column)})"
-
-
-def _qualified(condition: str, prefix: str, here: Sequence[tuple[str, Column]]) -> str:
-    """The key-change condition with its columns taken from the table `prefix` names."""
-    pairs = [f"{_old_key_text(c, prefix)} IS DISTINCT FROM {_key_text(c, prefix)}" for _, c in here]
-    return f"({prefix}_has_before AND ({' OR '.join(pairs)}))" if condition != "FALSE" else "FALSE"
-
-
 def _multiset(relation: RelationVersion, source: str, truncated: bool) -> str:
     columns = relation.columns
     raws = [column for column in columns if may_be_raw(column)]
@@ -338,10 +231,7 @@ def _multiset(relation: RelationVersion, source: str, truncated: bool) -> str:
     old += [f"{old_raw_name(column)} AS {raw_name(column)}" for column in raws]
     # Zero and minus zero are two values, and one to GROUP BY.
     groups = [
-        f"CAST({identifier(c.stored)} AS VARCHAR)"
-        if c.storage.startswith("float")
-        else identifier(c.stored)
-        for c in columns
+        column_text(c) if c.storage.startswith("float") else identifier(c.stored) for c in columns
     ] + [raw_name(column) for column in raws]
     values = [
         f"any_value({identifier(c.stored)}) AS {identifier(c.stored)}"

@@ -31,7 +31,8 @@ from waly_cdc.history.log import changed_texts
 from waly_cdc.history.moment import Moment
 from waly_cdc.history.rows import RowEvent, row_events
 from waly_cdc.history.session import identifier, literal
-from waly_cdc.history.state import column_text, state_query
+from waly_cdc.history.state import state_query
+from waly_cdc.history.texts import column_text
 from waly_cdc.history.transactions import UNKNOWN_ACTOR, by_lsn
 from waly_cdc.relations import Column, RelationVersion
 

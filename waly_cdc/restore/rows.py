@@ -15,7 +15,8 @@ import pyarrow.csv as pa_csv
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.history.session import session
-from waly_cdc.history.state import column_text, state_query
+from waly_cdc.history.state import state_query
+from waly_cdc.history.texts import column_text
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import Column, RelationVersion
 

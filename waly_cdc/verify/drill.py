@@ -94,7 +94,12 @@ def _restore_and_compare(rows: Rows, planned: Plan, scratch: str) -> _Done:
         for what in restored.left_out
         if what not in violated
     ]
-    found, counts = compare(rows, planned, scratch)
+    try:
+        found, counts = compare(rows, planned, scratch)
+    except (TargetError, SourceError) as error:
+        raise CouldNotVerify(
+            f"what was restored could not be read back: {error.message}", hint=error.hint
+        ) from error
     return _Done(findings + found, counts, restored.seconds, violated)
 
 

@@ -19,9 +19,10 @@ FOLDER = Path("waly-demo")
 def command(state: State, directory: Path | None) -> None:
     """See it all work on a PostgreSQL of its own.
 
-    A shop, a mistake, and the way back. Takes well under a minute and leaves the archive behind to explore. With --dsn it uses that
-    server instead, where it makes the databases waly_demo and waly_demo_restored and the roles
-    webshop, warehouse, bob and alice; databases and slot are removed at the end.
+    A shop, a mistake, and the way back. Takes well under a minute and leaves the archive behind to
+    explore. With --dsn it uses that server instead, where it makes the databases waly_demo and
+    waly_demo_restored and the roles webshop, warehouse, bob and alice; databases and slot are
+    removed at the end.
     """
     from waly_cdc.demo.story import Story, free_folder
     from waly_cdc.embedded import EmbeddedServer
