@@ -9,7 +9,7 @@ SELECT committed_at, xid, lsn, events,
        actor.source AS source,
        actor.query AS query,
        actor.context AS context
-FROM transactions
+FROM main.transactions
 WHERE coalesce(actor."user", 'unknown') = $actor AND committed_at >= $since::TIMESTAMPTZ
 ORDER BY committed_at DESC, xid DESC
 LIMIT $limit::BIGINT

@@ -8,7 +8,7 @@ SELECT coalesce(actor.application_name, 'unknown') AS application,
        list_sort(list(DISTINCT coalesce(actor."user", 'unknown'))) AS users,
        min(committed_at) AS first,
        max(committed_at) AS last
-FROM transactions
+FROM main.transactions
 WHERE committed_at >= $since::TIMESTAMPTZ
 GROUP BY application
 ORDER BY events DESC, application

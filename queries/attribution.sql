@@ -5,7 +5,7 @@ SELECT make_timestamp(epoch_us(committed_at))::DATE AS day,
        actor.source AS source,
        count(*) AS transactions,
        round(count(*) / sum(count(*)) OVER (PARTITION BY day), 4) AS share
-FROM transactions
+FROM main.transactions
 WHERE committed_at >= $since::TIMESTAMPTZ
 GROUP BY day, source
 ORDER BY day DESC, transactions DESC, source

@@ -9,7 +9,7 @@ SELECT committed_at, xid, lsn, "table",
        coalesce(any_value(actor."user"), 'unknown') AS actor,
        any_value(actor.application_name) AS application,
        any_value(actor.query) AS query
-FROM changes
+FROM main.changes
 WHERE op IN ('D', 'T') AND committed_at >= $since::TIMESTAMPTZ AND "table" LIKE $table
 GROUP BY committed_at, xid, lsn, "table"
 ORDER BY committed_at DESC, xid DESC, "table"

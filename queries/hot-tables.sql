@@ -11,7 +11,7 @@ SELECT "table",
        count(DISTINCT lsn) AS transactions,
        count(DISTINCT coalesce(actor."user", 'unknown')) AS actors,
        max(committed_at) AS last
-FROM changes
+FROM main.changes
 WHERE committed_at >= $since::TIMESTAMPTZ
 GROUP BY "table"
 ORDER BY changes DESC, "table"

@@ -7,7 +7,7 @@ SELECT events, committed_at, xid, lsn,
        actor.application_name AS application,
        actor.source AS source,
        actor.query AS query
-FROM transactions
+FROM main.transactions
 WHERE committed_at >= $since::TIMESTAMPTZ
 ORDER BY events DESC, committed_at DESC, xid DESC
 LIMIT $limit::BIGINT

@@ -7,7 +7,7 @@ SELECT committed_at, xid, lsn, "table", op,
        coalesce(any_value(actor."user"), 'unknown') AS actor,
        any_value(actor.application_name) AS application,
        any_value(actor.query) AS query
-FROM changes
+FROM main.changes
 WHERE op IN ('U', 'D') AND committed_at >= $since::TIMESTAMPTZ
 GROUP BY committed_at, xid, lsn, "table", op
 HAVING count(*) >= $rows::BIGINT

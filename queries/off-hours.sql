@@ -12,7 +12,7 @@ SELECT make_timestamp(epoch_us(committed_at) + ($utc_offset::DOUBLE * 3600000000
        actor.application_name AS application,
        actor.client_addr AS client,
        actor.query AS query
-FROM transactions
+FROM main.transactions
 WHERE committed_at >= $since::TIMESTAMPTZ
       AND (isodow(local_time) > 5
            OR hour(local_time) < $opens::INTEGER OR hour(local_time) >= $closes::INTEGER)

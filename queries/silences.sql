@@ -6,7 +6,7 @@ WITH in_time AS (
     SELECT committed_at, xid,
            lag(committed_at) OVER clock AS last_before,
            lag(xid) OVER clock AS xid_before
-    FROM transactions
+    FROM main.transactions
     WHERE committed_at >= $since::TIMESTAMPTZ
     WINDOW clock AS (ORDER BY committed_at, xid)
 )

@@ -5,7 +5,7 @@
 SELECT committed_at, xid, lsn,
        count(*) AS changes,
        list_sort(list(DISTINCT "table")) AS tables
-FROM changes
+FROM main.changes
 WHERE actor.source = 'unknown' AND committed_at >= $since::TIMESTAMPTZ
 GROUP BY committed_at, xid, lsn
 ORDER BY committed_at DESC, xid DESC

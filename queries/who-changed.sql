@@ -12,7 +12,7 @@ SELECT coalesce(actor."user", 'unknown') AS who,
        list_sort(list(DISTINCT coalesce(actor.application_name, 'unknown'))) AS apps,
        min(committed_at) AS first,
        max(committed_at) AS last
-FROM changes
+FROM main.changes
 WHERE committed_at >= $since::TIMESTAMPTZ AND "table" LIKE $table
 GROUP BY who, "table"
 ORDER BY who, "table"

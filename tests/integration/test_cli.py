@@ -116,6 +116,20 @@ def test_init_takes_only_the_tables_that_it_is_told_to(waly: Waly) -> None:
     assert {t["table"] for t in made["tables"]} == {"public.customers", "public.orders"}
 
 
+def test_a_database_without_tables_is_captured_too(
+    database: str, work_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waly = Waly(database, work_dir / "archive", capsys)
+    (made,) = waly("init")
+    assert made["tables"] == []
+    assert waly("init", "--if-not-exists")[0]["created"] is False
+    waly("run", "--once")
+    assert waly("verify", code=0)[0]["result"] == "passed"
+    assert waly("log") == []
+    assert waly("query", "select count(*) as n from transactions") == [{"n": 0}]
+    waly.error("diff", "--from", "2001-01-01T00:00:00Z", code=7)
+
+
 def test_a_row_has_its_whole_history(captured: Waly) -> None:
     newest, older = captured("log", "orders", "7")
     assert newest["changed"] == {"status": ["paid", "gone"], "total": [10.5, "NaN"]}

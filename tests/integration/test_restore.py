@@ -168,6 +168,10 @@ def test_a_foreign_key_is_kept_where_both_tables_are_restored(
     restore(sample.archive, database, when, "order_items", "orders")
     keys = query(database, "select conname from pg_constraint where contype = 'f'")
     assert keys == [("order_items_order_id_fkey",)]
+    (ahead,) = query(
+        database, "select nextval('public.orders_id_seq') > max(id) from public.orders"
+    )
+    assert ahead == (True,)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +278,26 @@ def test_an_error_outside_the_target_leaves_the_mark_too(sample: Sample, databas
         restore_postgres(rows, planned(sample.archive, Latest()), database, on_rows=interrupt)
     (marked,) = query(database, f"select to_regnamespace('{MARKER}') is not null")
     assert marked == (True,)
+
+
+def test_a_connection_that_breaks_half_way_is_one_clear_line(
+    sample: Sample, server: TestServer, database: str
+) -> None:
+    name = str(conninfo.conninfo_to_dict(database)["dbname"])
+
+    def cut(_table: str, _rows: int) -> None:
+        with psycopg.connect(server.admin_dsn, autocommit=True) as admin:
+            admin.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,)
+            )
+
+    store = LocalStore(sample.archive)
+    with (
+        StateRows(store, load(store)) as rows,
+        pytest.raises(TargetError, match=r"^target: [^\n]*; the target is not whole") as caught,
+    ):
+        restore_postgres(rows, planned(sample.archive, Latest()), database, on_rows=cut)
+    assert caught.value.hint is not None
 
 
 def test_a_schema_alone_has_no_rows(sample: Sample, database: str) -> None:

@@ -35,11 +35,17 @@ from waly_cdc.relations import RelationVersion
 
 @dataclass(slots=True)
 class Contents:
-    """The archive after `entries` manifest entries, the last of which hashes to `head`."""
+    """The archive after `entries` manifest entries, the last of which hashes to `head`.
+
+    `beginning` and `beginning_time` tell where the first baseline was taken, before which nothing
+    can be answered; None while there is none.
+    """
 
     entries: int = 0
     head: str = GENESIS
     era: int = 1
+    beginning: Lsn | None = None
+    beginning_time: datetime | None = None
     horizon: Lsn = ZERO
     horizon_time: datetime | None = None
     transactions: int = 0
@@ -58,13 +64,18 @@ class Contents:
                 f"{path} does not follow the entry before it: the manifest's chain is broken",
                 hint="run: waly verify",
             )
-        if entry.start != self.horizon and self.baselines:
+        if entry.start != self.horizon and self.beginning is not None:
             raise ArchiveCorrupt(
                 f"{path} begins at {entry.start}, and the entry before it ends at {self.horizon}"
             )
         self.entries += 1
         self.head = digest(content)
         self.era = entry.era
+        if self.beginning is None and entry.kind == "baseline":
+            self.beginning = entry.end
+            # Where all tables were empty, no row tells when the snapshot was taken.
+            times = [file.first_time for file in entry.files if file.kind == "baseline"]
+            self.beginning_time = min(filter(None, times), default=entry.written_at)
         self.horizon = entry.end
         self.horizon_time = entry.horizon_time or self.horizon_time
         self.transactions += entry.transactions
@@ -76,11 +87,6 @@ class Contents:
             self.relations.setdefault(relation.oid, []).append(relation)
         if entry.sequences:
             self.sequences.append((entry.end, entry.sequences))
-
-    @property
-    def beginning(self) -> Lsn | None:
-        """The LSN of the oldest baseline: nothing before it can be answered."""
-        return min((baseline.lsn for baseline in self.baselines), default=None)
 
     def version(self, oid: int, number: int) -> RelationVersion:
         return self.relations[oid][number - 1]
@@ -128,12 +134,6 @@ class Contents:
     def transaction_files(self) -> list[File]:
         return [file for file in self.files if file.kind == "transactions"]
 
-    def schema_file(self, bound: Lsn) -> File | None:
-        """The newest schema dump taken at or before `bound`, else the oldest there is."""
-        dumps = sorted((f for f in self.files if f.kind == "schema"), key=lambda f: f.first_lsn)
-        before = [dump for dump in dumps if dump.first_lsn <= bound]
-        return before[-1] if before else (dumps[0] if dumps else None)
-
     def sequences_at(self, bound: Lsn) -> tuple[SequenceValue, ...]:
         """Sequence values that no later `nextval` before `bound` has passed: those recorded first
         at or after it, or the last ones."""
@@ -147,6 +147,8 @@ class Contents:
             "entries": self.entries,
             "head": self.head,
             "era": self.era,
+            "beginning": str(self.beginning) if self.beginning else None,
+            "beginning_time": format_time(self.beginning_time),
             "horizon": str(self.horizon),
             "horizon_time": format_time(self.horizon_time),
             "transactions": self.transactions,
@@ -176,6 +178,8 @@ class Contents:
             entries=data["entries"],
             head=data["head"],
             era=data["era"],
+            beginning=Lsn.parse(data["beginning"]) if data["beginning"] else None,
+            beginning_time=parse_time(data["beginning_time"]),
             horizon=Lsn.parse(data["horizon"]),
             horizon_time=parse_time(data["horizon_time"]),
             transactions=data["transactions"],

@@ -36,9 +36,9 @@ class File:
     """A file of the archive.
 
     `kind` is `events`, `baseline`, `transactions` or `schema`. `first_lsn` and `last_lsn` bound the
-    `_lsn` of its rows, `first_time` and `last_time` their `_committed_at`. `ops` counts events by
-    `_op`; `unchanged` counts events with a value that was not sent, `rekeyed` updates that carry
-    the old row's key.
+    `_lsn` of its rows, or the moment when a schema dump was taken; `first_time` and `last_time`
+    bound their `_committed_at`. `ops` counts events by `_op`; `unchanged` counts events with a
+    value that was not sent, `rekeyed` updates that carry the old row's key.
     """
 
     kind: str

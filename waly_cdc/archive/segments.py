@@ -277,13 +277,16 @@ def write_transactions(incoming: Path, transactions: pa.Table) -> list[Finished]
     return finished
 
 
-def write_schema(incoming: Path, dump: bytes, at: Lsn) -> Finished:
-    """Write a schema dump (pg_dump's custom format)."""
+def write_schema(incoming: Path, dump: bytes, at: Lsn, dumped_by: Lsn) -> Finished:
+    """Write a schema dump (pg_dump's custom format) that was taken at `at` or later, and by
+    `dumped_by`."""
     temporary = incoming / "schema.dump"
     file = _HashingFile(temporary)
     file.write(dump)
     file.close()
-    described = File("schema", layout.schema_path(at), file.hexdigest(), file.size, 0, at, at)
+    described = File(
+        "schema", layout.schema_path(at), file.hexdigest(), file.size, 0, at, dumped_by
+    )
     return Finished(temporary, replace(described))
 
 

@@ -98,7 +98,8 @@ def _told(contents: Sequence[bytes], seen: Actor) -> Actor:
         told = None
     if isinstance(told, dict):
         name = told.get("actor", told.get("user"))
-        user = name if isinstance(name, str) else None
+        # JSON can name half a surrogate pair, which no UTF-8 text can hold.
+        user = name.encode("utf-8", "replace").decode() if isinstance(name, str) else None
     return replace(seen, source="message", user=user or seen.user, context=text)
 
 

@@ -60,7 +60,12 @@ class CatalogWatch:
         """What a manifest entry records of the catalog."""
         with self._lock, source_errors():
             sequences = tuple(SequenceValue(*value) for value in catalog.sequences(self.connection))
-        return CatalogFacts(sequences, self.dump_schema() if shapes_changed else None)
+        dump = self.dump_schema() if shapes_changed else None
+        return (
+            CatalogFacts(sequences)
+            if dump is None
+            else CatalogFacts(sequences, dump, self.observe())
+        )
 
     def dump_schema(self, snapshot: str | None = None) -> bytes | None:
         """A schema dump, or None where no pg_dump is at hand that knows the server's version."""

@@ -17,7 +17,7 @@ def require_source(contents: Contents, catalog: CatalogWatch, settings: CaptureS
     Raises NoArchive where the archive has no baseline yet, SourceError for another database.
     """
     source = contents.source
-    if source is None or not contents.baselines:
+    if source is None or contents.beginning is None:
         raise NoArchive(
             f"the archive at {settings.archive} has no baseline",
             hint="run `waly init` (again, if it was interrupted)",

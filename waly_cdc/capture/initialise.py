@@ -72,14 +72,13 @@ def initialise(
     """
     with ArchiveWriter.open(settings.archive, create=True) as archive:
         contents = archive.contents
-        if contents.baselines:
+        if contents.beginning is not None:
             if not if_not_exists:
                 raise UsageError(
                     f"there is an archive at {settings.archive} already",
                     hint="`waly run` goes on with it; --if-not-exists makes this no error",
                 )
             assert contents.source is not None
-            assert contents.beginning is not None
             return InitResult(
                 str(settings.archive), contents.source.slot, contents.beginning, False, ()
             )
@@ -227,7 +226,7 @@ def _copy_and_commit(
     if dump is None:
         on_progress("no pg_dump found for this server version: the schema is not archived")
     else:
-        finished.append(write_schema(archive.incoming, dump, snapshot.lsn))
+        finished.append(write_schema(archive.incoming, dump, snapshot.lsn, snapshot.lsn))
     sequences = [SequenceValue(*value) for value in source_catalog.sequences(catalog.connection)]
     archive.commit(
         "baseline",

@@ -28,15 +28,17 @@ from waly_cdc.capture.attribution import Attribution
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.decode.chunk import Chunk
 from waly_cdc.decode.pgoutput import ColumnarDecoder
-from waly_cdc.lsn import Lsn
+from waly_cdc.lsn import ZERO, Lsn
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogFacts:
-    """What an entry records from the catalog, read when it is written."""
+    """What an entry records from the catalog, read when it is written. The schema dump shows
+    nothing from after `dumped_by`."""
 
     sequences: Sequence[SequenceValue]
-    schema_dump: bytes | None
+    schema_dump: bytes | None = None
+    dumped_by: Lsn = ZERO
 
 
 class Sealer:
@@ -106,7 +108,8 @@ class Sealer:
             events = int(table.column("events").to_numpy().sum())
             finished += write_transactions(self._archive.incoming, table)
         if facts.schema_dump is not None:
-            finished.append(write_schema(self._archive.incoming, facts.schema_dump, end))
+            dumped_by = max(facts.dumped_by, end)
+            finished.append(write_schema(self._archive.incoming, facts.schema_dump, end, dumped_by))
         entry = self._archive.commit(
             "seal",
             end=end,

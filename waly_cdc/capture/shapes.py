@@ -65,12 +65,13 @@ class Shapes:
     def _add(self, relation: StreamRelation, table: Table | None, lsn: Lsn) -> RelationVersion:
         versions = self._versions.setdefault(relation.oid, [])
         agrees = table is not None and table.to_stream().columns == relation.columns
-        attnums = _attnums(relation, table, versions)
         columns: list[Column] = []
         taken = {column.stored for version in versions for column in version.columns}
-        for described, attnum in zip(relation.columns, attnums, strict=True):
+        for described, (attnum, former) in zip(
+            relation.columns, _former(relation, table, versions), strict=True
+        ):
             storage = storage_of(described.type_oid, described.typmod)
-            stored = _known_column(versions, described.name, attnum, storage)
+            stored = _known_column(versions, former, attnum, storage)
             if stored is None or stored in {column.stored for column in columns}:
                 stored = stored_name(described.name, taken)
             taken.add(stored)
@@ -101,40 +102,91 @@ class Shapes:
         return version
 
 
-def _attnums(
+def _former(
     relation: StreamRelation, table: Table | None, versions: Sequence[RelationVersion]
-) -> list[int | None]:
-    """The attnum of each column, None where it cannot be told.
+) -> list[tuple[int | None, Column | None]]:
+    """For each column its attnum, where it can be told, and what it was in the version before.
 
-    The catalog may be ahead: it knows columns by the names they have by then, and the version
-    before by the names they had. A name that neither knows came and went in between: it is the one
-    column of its type that lies where it does. Columns are in the order of their attnums.
+    The catalog may be ahead: it knows columns by the names that they have by then, the version
+    before by the names they had. A name that neither knows is a column that was renamed since, and
+    is again by now: it lies where it did. Columns are in the order of their attnums.
     """
+    before = list(versions[-1].columns) if versions else []
     now = {_identity(c): c.attnum for c in (table.columns if table else ())}
-    past = {_identity(c): c.attnum for c in (versions[-1].columns if versions else ())}
-    attnums = [now.get(_identity(c)) or past.get(_identity(c)) for c in relation.columns]
+    newest = max((c.attnum or 0 for version in versions for c in version.columns), default=0)
+    known = {_identity(column) for column in before}
+    added = {c: attnum for c, attnum in now.items() if attnum > newest and c not in known}
+    # A name may have gone from one column to another by now. Where the catalog's order is not the
+    # relation's, it is believed only for columns that are new.
+    for catalog in (now, added, {}):
+        attnums = [catalog.get(_identity(c)) for c in relation.columns]
+        places = [_place(c, a, before) for c, a in zip(relation.columns, attnums, strict=True)]
+        if _ascending(attnums) and _ascending(places):
+            break
+    else:
+        return [(None, None)] * len(relation.columns)
+    _place_renamed(relation, attnums, places, before)
+    former = [None if place is None else before[place] for place in places]
+    attnums = [a or (f.attnum if f else None) for a, f in zip(attnums, former, strict=True)]
+    _number_new(relation, attnums, places, now, newest)
+    return list(zip(attnums, former, strict=True))
+
+
+def _place(column: StreamColumn, attnum: int | None, before: Sequence[Column]) -> int | None:
+    """Which of the columns before it is, by its attnum or else by its name."""
+    same_attnum = [i for i, c in enumerate(before) if c.attnum == attnum is not None]
+    same_name = [
+        i
+        for i, c in enumerate(before)
+        if c.name == column.name and (attnum is None or c.attnum is None)
+    ]
+    places = same_attnum + same_name
+    return places[0] if places else None
+
+
+def _place_renamed(
+    relation: StreamRelation,
+    attnums: Sequence[int | None],
+    places: list[int | None],
+    before: Sequence[Column],
+) -> None:
+    """Fill in which columns before those are that nothing knows by name: of the same type, between
+    the same neighbours, in the same order."""
     for number, described in enumerate(relation.columns):
-        if attnums[number] is None:
-            low = max((a for a in attnums[:number] if a is not None), default=0)
-            high = min((a for a in attnums[number + 1 :] if a is not None), default=1 << 15)
-            kind = (described.type_oid, described.typmod)
-            possible = {
-                attnum
-                for (_, *other), attnum in {**past, **now}.items()
-                if attnum is not None and low < attnum < high and tuple(other) == kind
-            }
-            attnums[number] = possible.pop() if len(possible) == 1 else None
-    if _ascending(attnums):
-        return attnums
-    # A name has gone from one column to another since: only the past tells what it meant.
-    newest = max((attnum for attnum in past.values() if attnum is not None), default=0)
-    now = {column: attnum for column, attnum in now.items() if attnum > newest}
-    attnums = [past.get(_identity(c)) or now.get(_identity(c)) for c in relation.columns]
-    return attnums if _ascending(attnums) else [None] * len(attnums)
+        if places[number] is not None or attnums[number] is not None:
+            continue
+        low = max((p for p in places[:number] if p is not None), default=-1)
+        high = min((p for p in places[number + 1 :] if p is not None), default=len(before))
+        kind = (described.type_oid, described.typmod)
+        gap = range(low + 1, high)
+        places[number] = next(
+            (i for i in gap if (before[i].type_oid, before[i].typmod) == kind), None
+        )
 
 
-def _ascending(attnums: Sequence[int | None]) -> bool:
-    known = [attnum for attnum in attnums if attnum is not None]
+def _number_new(
+    relation: StreamRelation,
+    attnums: list[int | None],
+    places: Sequence[int | None],
+    now: Mapping[tuple[str, int, int], int],
+    newest: int,
+) -> None:
+    """Fill in the attnums of columns that are new at the end and unknown by name: they count on,
+    unless the catalog has a column of another type there."""
+    types = {attnum: kind for (_, *kind), attnum in now.items()}
+    last = newest
+    for number, described in enumerate(relation.columns):
+        last = max(last, attnums[number] or 0)
+        at_end = not any(place is not None for place in places[number:])
+        if at_end and attnums[number] is None:
+            kind = [described.type_oid, described.typmod]
+            if types.get(last + 1, kind) == kind:
+                last += 1
+                attnums[number] = last
+
+
+def _ascending(numbers: Sequence[int | None]) -> bool:
+    known = [number for number in numbers if number is not None]
     return known == sorted(set(known))
 
 
@@ -154,15 +206,11 @@ def _type_name(
 
 
 def _known_column(
-    versions: Sequence[RelationVersion], name: str, attnum: int | None, storage: str
+    versions: Sequence[RelationVersion], former: Column | None, attnum: int | None, storage: str
 ) -> str | None:
     """The stored name of the same column with the same storage in an earlier version."""
-    if not versions:
-        return None
-    if attnum is None:
-        same = [c for c in versions[-1].columns if c.name == name]
-    else:
-        same = [c for version in versions for c in version.columns if c.attnum == attnum]
+    same = [c for v in versions for c in v.columns if attnum is not None and c.attnum == attnum]
+    same += [former] if former is not None else []
     matching = [column.stored for column in same if column.storage == storage]
     return matching[-1] if matching else None
 

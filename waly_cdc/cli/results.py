@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,12 +34,11 @@ def write(reader: pa.RecordBatchReader, form: str, path: Path | None, output: Ou
                 with _opened(path) as file:
                     _table(reader, output.console, file if path else None)
             case "json":
+                names = _distinct(reader.schema.names)
                 with _opened(path) as file:
                     for batch in reader:
                         for row in _rows(batch):
-                            file.write(
-                                dumps(dict(zip(batch.schema.names, row, strict=True))) + "\n"
-                            )
+                            file.write(dumps(dict(zip(names, row, strict=True))) + "\n")
             case _:
                 with _opened(path) as file:
                     writer = csv.writer(file, lineterminator="\n")
@@ -50,6 +49,16 @@ def write(reader: pa.RecordBatchReader, form: str, path: Path | None, output: Ou
         raise
     except OSError as error:
         raise StorageError(f"{path or 'stdout'} cannot be written: {error.strerror}") from error
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names for an object, which can hold only one value of a name: id, id_1, …"""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name}_{number}" for number in count(1))
+        found.append(name if name not in found else next(n for n in others if n not in names))
+        names = [*names, found[-1]]
+    return found
 
 
 def values(array: pa.Array) -> list[Any]:

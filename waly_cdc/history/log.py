@@ -14,15 +14,17 @@ from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import UsageError
 from waly_cdc.history.events import events
-from waly_cdc.history.jsonb import to_json
+from waly_cdc.history.jsonb import pg_text, to_json
 from waly_cdc.history.moment import Moment
 from waly_cdc.history.rows import Key, RowEvent, Texts, row_events
 from waly_cdc.history.session import identifier, rows
 from waly_cdc.history.texts import column_text
 from waly_cdc.history.transactions import UNKNOWN_ACTOR, Transaction, by_lsn
-from waly_cdc.relations import RelationVersion
+from waly_cdc.relations import Column, RelationVersion
 
 OPERATIONS = ("I", "U", "D", "T")
+_TYPMOD_HEADER = 4
+"""What a typmod counts beside the characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +159,27 @@ def parse_key(relation: RelationVersion, key: Sequence[str]) -> Key:
             f" {len(columns)}",
             hint=f"its key is: {names}",
         )
-    for column, text in zip(columns, key, strict=True):
+    return tuple(_key_text(column, text) for column, text in zip(columns, key, strict=True))
+
+
+def _key_text(column: Column, text: str) -> str | None:
+    """A key's value as PostgreSQL prints it, from the other forms in which it is written."""
+    try:
         if column.storage in ("int16", "int32", "int64"):
-            try:
-                int(text)
-            except ValueError:
-                raise UsageError(
-                    f"{text!r} is not a value of {column.name}, which is {column.type_name}",
-                ) from None
-    return tuple(
-        str(int(text)) if column.storage.startswith("int") else text
-        for column, text in zip(columns, key, strict=True)
-    )
+            return str(int(text))
+        if column.storage in ("float32", "float64"):
+            return pg_text(column, str(float(text)))
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is not a value of {column.name}, which is {column.type_name}",
+        ) from None
+    if column.storage == "bool":
+        return {"true": "t", "false": "f"}.get(text.lower(), text)
+    if column.type_name == "uuid":
+        return text.lower()
+    if column.type_name.startswith("character(") and column.typmod > 0:
+        return text.ljust(column.typmod - _TYPMOD_HEADER)
+    return text
 
 
 def _relations(contents: Contents, table: str | None) -> list[RelationVersion]:

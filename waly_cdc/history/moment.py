@@ -83,7 +83,7 @@ def resolve(contents: Contents, store: LocalStore, when: When) -> Moment:
     earlier = find.last(bound)
     return Moment(
         bound=bound,
-        time=time or (earlier.committed_at if earlier else _begins_at(contents)),
+        time=time or (earlier.committed_at if earlier else contents.beginning_time),
         before=earlier,
         after=find.first(bound),
     )
@@ -91,7 +91,7 @@ def resolve(contents: Contents, store: LocalStore, when: When) -> Moment:
 
 def _at_time(contents: Contents, find: _Transactions, time: datetime) -> Lsn:
     """As `recovery_target_time` does: up to the first transaction that committed after `time`."""
-    begins = _begins_at(contents)
+    begins = contents.beginning_time
     ends = contents.horizon_time
     shown = format_time(time)
     if begins is not None and time < begins:
@@ -108,12 +108,6 @@ def _at_time(contents: Contents, find: _Transactions, time: datetime) -> Lsn:
             hint=f"the archive knows everything up to {format_time(ends)}; `latest` names that",
         )
     return contents.horizon
-
-
-def _begins_at(contents: Contents) -> datetime | None:
-    """When the first baseline's snapshot was taken; None if all its tables were empty."""
-    times = [file.first_time for file in contents.files if file.kind == "baseline"]
-    return min(filter(None, times), default=None)
 
 
 class _Transactions:

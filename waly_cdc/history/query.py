@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.store import LocalStore
-from waly_cdc.errors import UsageError
+from waly_cdc.errors import ArchiveCorrupt, UsageError
 from waly_cdc.history.moment import Moment
 from waly_cdc.history.session import session
 from waly_cdc.history.views import Views
@@ -56,7 +56,10 @@ def query(
     with session() as connection:
         _require_select(connection, statement)
         views = Views(connection, contents, store, moment)
-        views.create(statement)
+        try:
+            views.create(statement)
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise _unreadable(error) from error
         connection.execute("set timezone = 'UTC'")
         for setting in _LOCK_DOWN:
             connection.execute(setting)
@@ -64,7 +67,13 @@ def query(
             relation = connection.sql(statement, params=dict(parameters) or None)
             yield Result(relation.to_arrow_reader(BATCH_ROWS), tuple(views.notes))
         except duckdb.Error as error:
+            if "the stream registered as" in str(error):
+                raise _unreadable(error) from error
             raise UsageError(f"the query failed: {error}", hint=_hint(error, views)) from error
+
+
+def _unreadable(error: Exception) -> ArchiveCorrupt:
+    return ArchiveCorrupt(f"a file of the archive cannot be read: {error}", hint="run: waly verify")
 
 
 def _hint(error: duckdb.Error, views: Views) -> str | None:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
+import numpy as np
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.store import LocalStore
@@ -142,9 +143,22 @@ def _has_key(relation: RelationVersion, keys: Sequence[Key]) -> str:
     """A condition on `texts`: the event has or had one of the keys, or is a truncate."""
     own = [identifier(column.stored) for column in relation.key_columns]
     old = [old_name(column) for column in relation.key_columns]
-    listed = ", ".join("(" + ", ".join(literal(text or "") for text in key) + ")" for key in keys)
+    listed = ", ".join(
+        f"({', '.join(map(_key_literal, relation.key_columns, key))})" for key in keys
+    )
     parts = [f"({', '.join(names)}) IN ({listed})" for names in (own, old)]
     return f"(_op = 'T' OR {' OR '.join(parts)})"
+
+
+def _key_literal(column: Column, text: str | None) -> str:
+    """A key's value as the text that `column_text` gives for it."""
+    match column.storage:
+        case "float32":
+            return literal(format(float(np.float32(text)), ".9g"))
+        case "float64":
+            return literal(format(float(text or "nan"), ".17g"))
+        case _:
+            return literal(text or "")
 
 
 def _follow(

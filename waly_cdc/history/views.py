@@ -7,11 +7,14 @@
 
 A column that somewhere holds a value which its type cannot hold in DuckDB (`NaN` in a numeric,
 `infinity` in a date, …) is VARCHAR with PostgreSQL's text: no value is ever lost in a NULL.
+
+DuckDB does not tell names apart that differ in case only. Such tables and columns carry `~` and the
+oid or the column's number behind their names, and the bare names are refused.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import islice
 
@@ -66,6 +69,7 @@ class Views:
         self._store = store
         self._bound = moment.bound
         self._registered: dict[tuple[str, ...], str] = {}
+        self._ambiguous: set[int] = set()
         self.names: list[str] = ["transactions", "changes"]
         self.notes: list[str] = []
 
@@ -77,21 +81,32 @@ class Views:
         execute("set search_path = 'main'")
         self._transactions()
         folded = statement.casefold()
-        shown: list[RelationVersion] = []
-        for oid in self._contents.relations:
-            relation = self._contents.version_at(oid, self._bound)
-            if relation is not None:
-                shown.append(relation)
-                named = relation.name.replace('"', '""').casefold() in folded
-                raw = self._raw_columns(relation) if named else frozenset()
-                self._table(relation, raw)
-                if named and "history" in folded:
-                    self._history(relation, raw)
+        shown = self._shown()
+        for relation in shown:
+            named = relation.name.replace('"', '""').casefold() in folded
+            raw = self._raw_columns(relation) if named else frozenset()
+            self._table(relation, raw)
+            if named and "history" in folded:
+                self._history(relation, raw)
         if "changes" in folded:
             self._changes(shown)
         self.names += sorted(relation.qualified_name for relation in shown)
         if any(relation.schema == "public" for relation in shown):
             execute("set search_path = 'public,main'")
+
+    def _shown(self) -> list[RelationVersion]:
+        """The tables there are at the bound, of those with one name the newest."""
+        newest: dict[tuple[str, str], RelationVersion] = {}
+        for oid in self._contents.relations:
+            relation = self._contents.version_at(oid, self._bound)
+            if relation is not None:
+                name = (relation.schema, relation.name)
+                newest[name] = max(newest.get(name, relation), relation, key=lambda r: r.since)
+        folded = Counter(f"{schema}.{name}".casefold() for schema, name in newest)
+        self._ambiguous = {
+            r.oid for (s, n), r in newest.items() if folded[f"{s}.{n}".casefold()] > 1
+        }
+        return list(newest.values())
 
     def _transactions(self) -> None:
         files = self._contents.transaction_files()
@@ -114,15 +129,29 @@ class Views:
         except PointNotInArchive:
             return
         columns = [
-            f"{column_text(c) if c.stored in raw else identifier(c.stored)} as {identifier(c.name)}"
-            for c in relation.columns
+            f"{column_text(c) if c.stored in raw else identifier(c.stored)} as {identifier(name)}"
+            for c, name in zip(relation.columns, _names(relation.columns), strict=True)
         ]
-        schema = identifier(relation.schema)
+        select = f"select {', '.join(columns) or 'NULL'} from (\n{state}\n)"
+        self._view("memory", relation, select)
+
+    def _view(self, database: str, relation: RelationVersion, select: str) -> None:
+        """A view under the table's name, or beside a refusal of that name where it is ambiguous."""
+        # Named with its database, or a schema called like one would be ambiguous.
+        schema = f"{database}.{identifier(relation.schema)}"
         self._connection.execute(f"create schema if not exists {schema}")
-        self._connection.execute(
-            f"create or replace view {schema}.{identifier(relation.name)} as"
-            f" select {', '.join(columns) or 'NULL'} from (\n{state}\n)"
-        )
+        name = relation.name
+        if relation.oid in self._ambiguous:
+            name = f"{relation.name}~{relation.oid}"
+            told = literal(
+                f"{relation.qualified_name} is ambiguous here, where names that differ only in case"
+                f" are the same: it is {identifier(name)}, and so the others with their oids"
+            )
+            self._connection.execute(
+                f"create or replace view {schema}.{identifier(relation.name)} as"
+                f" select error({told}) as ambiguous"
+            )
+        self._connection.execute(f"create or replace view {schema}.{identifier(name)} as {select}")
 
     def _scan(self, store: LocalStore, files: Sequence[File]) -> str:
         """Files of one relation version as a registered dataset."""
@@ -185,12 +214,12 @@ class Views:
         self._connection.register(name, self._events(relation))
         rows = [f"{_row(relation.columns, raw, side)} as {side}" for side in ("before", "after")]
         key = _row(relation.key_columns, raw, "key") if relation.key else "NULL"
-        schema = f"history.{identifier(relation.schema)}"
-        self._connection.execute(f"create schema if not exists {schema}")
-        self._connection.execute(
-            f"create or replace view {schema}.{identifier(relation.name)} as select"
-            ' op, lsn, "position", seq, xid, committed_at, version, row_hash, relation_version,'
-            f" actor, {key} as key, changed, {', '.join(rows)} from temp.main.{identifier(name)}"
+        self._view(
+            "history",
+            relation,
+            'select op, lsn, "position", seq, xid, committed_at, version, row_hash,'
+            f" relation_version, actor, {key} as key, changed, {', '.join(rows)}"
+            f" from temp.main.{identifier(name)}",
         )
 
     def _events(self, relation: RelationVersion) -> pa.Table:
@@ -257,10 +286,19 @@ class Views:
         return pa.RecordBatch.from_pylist(rows, schema)
 
 
+def _names(columns: Sequence[Column]) -> list[str]:
+    """The columns' names, told apart where they differ in case only."""
+    folded = Counter(column.name.casefold() for column in columns)
+    return [
+        column.name if folded[column.name.casefold()] == 1 else f"{column.name}~{number}"
+        for number, column in enumerate(columns, start=1)
+    ]
+
+
 def _row(columns: Sequence[Column], raw: frozenset[str], side: str) -> str:
     """A struct of typed values from one of texts."""
     fields = []
-    for column in columns:
+    for column, name in zip(columns, _names(columns), strict=True):
         text = f"{side}.{identifier(column.stored)}"
         match column.storage:
             case "bytes":
@@ -271,7 +309,7 @@ def _row(columns: Sequence[Column], raw: frozenset[str], side: str) -> str:
                 value = (
                     text if column.stored in raw else f"cast({text} as {sql_type(column.storage)})"
                 )
-        fields.append(f"{identifier(column.name)} := {value}")
+        fields.append(f"{identifier(name)} := {value}")
     if not fields:
         return "NULL"
     return f"case when {side} is not null then struct_pack({', '.join(fields)}) end"

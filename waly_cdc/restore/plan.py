@@ -23,12 +23,13 @@ from waly_cdc.restore.schema import Schema, TableItem
 
 @dataclass(frozen=True, slots=True)
 class SchemaDump:
-    """The schema as it was at about `lsn`: the dump may already show what came a little later.
+    """The schema as it was at some moment from `lsn` to `until`.
 
     `earlier` holds the oids of the tables in the dump before it, where the point lies between them.
     """
 
     lsn: Lsn
+    until: Lsn
     items: Sequence[Item]
     earlier: frozenset[int] = frozenset()
 
@@ -130,15 +131,19 @@ def read_dump(store: LocalStore, contents: Contents, bound: Lsn) -> SchemaDump |
     ArchiveCorrupt.
     """
     dumps = sorted((f for f in contents.files if f.kind == "schema"), key=lambda f: f.first_lsn)
-    earlier = [dump for dump in dumps if dump.first_lsn <= bound]
-    later = [dump for dump in dumps if dump.first_lsn > bound]
+    earlier = [dump for dump in dumps if dump.last_lsn <= bound]
+    later = [dump for dump in dumps if dump.last_lsn > bound]
     known = earlier[-1].first_lsn if earlier else bound
     changed = any(known <= v.since < bound for vs in contents.relations.values() for v in vs)
     if later and (changed or not earlier):
         before = _read_items(store, earlier[-1]) if earlier else []
         oids = frozenset(table.oid for table in schemas.table_items(before))
-        return SchemaDump(later[0].first_lsn, _read_items(store, later[0]), oids)
-    return SchemaDump(known, _read_items(store, earlier[-1])) if earlier else None
+        file = later[0]
+        return SchemaDump(file.first_lsn, file.last_lsn, _read_items(store, file), oids)
+    if not earlier:
+        return None
+    file = earlier[-1]
+    return SchemaDump(file.first_lsn, file.last_lsn, _read_items(store, file))
 
 
 def _read_items(store: LocalStore, file: File) -> list[Item]:
@@ -188,14 +193,14 @@ def plan(
         schema=schema,
         sequences=tuple(s for s in sequences if (s.schema, s.name) in made),
         without_rows=tuple(without_rows),
-        dumped_later=dump is not None and dump.lsn > bound,
+        dumped_later=dump is not None and dump.until > bound,
     )
 
 
 def _without_later_tables(contents: Contents, dump: SchemaDump, bound: Lsn) -> list[Item]:
     """The dump's items, but for tables that a dump from after the point has and the point did not,
     and what depends on them."""
-    if dump.lsn <= bound:
+    if dump.until <= bound:
         return list(dump.items)
     later = {oid for oid in contents.relations if contents.version_at(oid, bound) is None}
     return schemas.without_tables(dump.items, later)
@@ -218,7 +223,7 @@ def _undescribed(
     ]
     if dump is None:
         return versions
-    if dump.lsn <= bound:
+    if dump.until <= bound:
         return [version for version in versions if version.since >= dump.lsn]
     return [
         version
@@ -294,7 +299,7 @@ def _renamed_since(
 ) -> bool:
     """Whether the dump's name for a table is known to be from before the version, or after it. A
     name that no event ever came under may as well be the one of that time."""
-    if dump.lsn <= bound:
+    if dump.until <= bound:
         return version.since >= dump.lsn
     return any(
         (later.schema, later.name) == (table.schema, table.name)

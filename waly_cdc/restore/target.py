@@ -277,7 +277,9 @@ def untag(connection: psycopg.Connection, number: int) -> None:
 
 
 def _message(error: psycopg.Error, doing: str) -> str:
-    said = error.diag.message_primary or str(error).strip() or type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # What libpq says after the first line are guesses.
+    said = error.diag.message_primary or lines[0]
     if error.diag.context:
         said += f" ({error.diag.context.splitlines()[0]})"
     return f"target: {doing + ': ' if doing else ''}{said}"

@@ -124,11 +124,19 @@ class ReplicationStream:
                     self._pgconn.consume_input()
                     drained = True
                 else:
-                    raise SourceLost("the server ended the stream", hint="is it shutting down?")
+                    raise self._ended()
         except psycopg.Error as error:
             raise SourceLost(f"the connection to PostgreSQL broke: {error}".strip()) from error
         self.keep_alive()
         return Received(frames, self._server_end, self._server_time)
+
+    def _ended(self) -> SourceLost:
+        """Why the server sends no more: it says so after the last frame."""
+        result = self._pgconn.get_result()
+        told = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) if result else None
+        if told is None:
+            return SourceLost("the server ended the stream", hint="is it shutting down?")
+        return SourceLost(f"the server ended the stream: {told.decode('utf-8', 'replace')}")
 
     def acknowledge(self, lsn: Lsn) -> None:
         """Let the next status message tell the server that it may forget its log up to `lsn`.

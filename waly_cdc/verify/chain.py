@@ -94,7 +94,7 @@ def _read_entry(store: LocalStore, number: int, contents: Contents) -> list[Find
                 "the entry does not hold the hash of the one before it: one of the two was changed",
             )
         )
-    if contents.baselines and contents.head and entry.start != contents.horizon:
+    if contents.beginning is not None and contents.head and entry.start != contents.horizon:
         message = f"begins at {entry.start}, and the entry before it ends at {contents.horizon}"
         faults.append(Finding("manifest.range", "fail", path, message))
     faults += _check_sums(entry, path)

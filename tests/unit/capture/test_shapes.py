@@ -91,3 +91,23 @@ def test_a_name_that_has_gone_to_another_column_since_means_the_former_one() -> 
     version = shapes.resolve(stream("id a b c"), Lsn(2))
     assert [column.attnum for column in version.columns] == [1, 2, 3, 4]
     assert stored(version) == {"id": "id", "a": "a", "b": "b", "c": "c"}
+
+
+def test_a_new_column_that_is_renamed_before_anybody_looks_keeps_its_values() -> None:
+    catalog = Catalog({1: "id"})
+    shapes = Shapes({}, catalog.table)
+    shapes.resolve(stream("id"), Lsn(1))
+    catalog.names = {1: "id", 2: "later"}
+    new = shapes.resolve(stream("id new"), Lsn(2))
+    renamed = shapes.resolve(stream("id later"), Lsn(3))
+    assert stored(renamed)["later"] == stored(new)["new"]
+
+
+def test_a_new_column_that_is_dropped_before_anybody_looks_lends_its_name_to_none() -> None:
+    catalog = Catalog({1: "id"})
+    shapes = Shapes({}, catalog.table)
+    shapes.resolve(stream("id"), Lsn(1))
+    catalog.names = {1: "id", 3: "other"}
+    gone = shapes.resolve(stream("id gone"), Lsn(2))
+    other = shapes.resolve(stream("id other"), Lsn(3))
+    assert stored(other)["other"] not in stored(gone).values()

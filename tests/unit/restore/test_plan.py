@@ -77,7 +77,7 @@ def plan(
     tables: tuple[str, ...] | list[str] = (),
     dumped: int = 100,
 ) -> Plan:
-    dump = None if items is None else SchemaDump(Lsn(dumped), items)
+    dump = None if items is None else SchemaDump(Lsn(dumped), Lsn(dumped), items)
     return plan_from(contents, dump, bound, time, tables)
 
 
@@ -192,16 +192,16 @@ def test_the_dump_is_the_one_before_unless_a_shape_changed_since(
     dump = (Path(__file__).parent / "postgres-17.dump").read_bytes()
     for lsn in (100, 400):
         store.put(f"schema/{lsn}", dump)
-    contents.files.append(File("schema", "schema/400", "", 1, 0, Lsn(400), Lsn(400)))
+    contents.files.append(File("schema", "schema/400", "", 1, 0, Lsn(400), Lsn(420)))
 
     def chosen(bound: int) -> int:
         found = read_dump(store, contents, Lsn(bound))
         assert found is not None
         return found.lsn.value
 
-    assert (chosen(300), chosen(400), chosen(500)) == (100, 400, 400)
+    assert (chosen(300), chosen(410), chosen(420)) == (100, 100, 400)
     contents.relations[1].append(replace(relation(1, "orders"), version=2, since=Lsn(250)))
-    assert (chosen(250), chosen(251), chosen(400)) == (100, 400, 400)
+    assert (chosen(250), chosen(251), chosen(410)) == (100, 400, 400)
 
 
 def test_without_a_schema_dump_only_files_can_be_made(contents: Contents) -> None:

@@ -1,0 +1,152 @@
+"""The sidecar and its server: keepalives, acknowledgement, durability."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.conftest import TestServer
+from waly_cdc.archive.contents import load
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.capture.initialise import initialise
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.capture.sidecar import run
+from waly_cdc.embedded import EmbeddedServer
+from waly_cdc.lsn import Lsn
+
+
+@contextmanager
+def _running(settings: CaptureSettings) -> Iterator[None]:
+    """A sidecar in a thread; its error, if it has one, is raised at the end."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run(settings, stop=stop)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+    assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def _one(dsn: str, statement: str, *values: object) -> str:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        row = connection.execute(statement.encode(), values or None).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _execute(dsn: str, statement: str, *values: object) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement.encode(), values or None)
+
+
+def _confirmed(dsn: str) -> Lsn:
+    return Lsn.parse(
+        _one(
+            dsn,
+            "select confirmed_flush_lsn::text from pg_replication_slots"
+            " where database = current_database()",
+        )
+    )
+
+
+def _settings(dsn: str, work_dir: Path, **more: object) -> CaptureSettings:
+    return CaptureSettings(dsn, work_dir / "archive", sample=False, **more)  # type: ignore[arg-type]
+
+
+def test_an_idle_database_is_acknowledged_past_what_others_write(
+    server: TestServer, database: str, work_dir: Path
+) -> None:
+    settings = _settings(database, work_dir)
+    initialise(settings)
+    other = server.create_database()
+    try:
+        with _running(settings):
+            with psycopg.connect(server.dsn(other), autocommit=True) as connection:
+                connection.execute("create table t as select generate_series(1, 100000) n")
+                row = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
+            assert row is not None
+            _wait(lambda: _confirmed(database) >= Lsn.parse(row[0]))
+    finally:
+        server.drop_database(other)
+
+
+def test_a_large_transaction_outlasts_an_impatient_server(work_dir: Path) -> None:
+    impatient = {"wal_sender_timeout": "3s"}
+    with EmbeddedServer.start(settings=impatient) as server:
+        dsn = server.dsn()
+        _execute(dsn, "create table t (id int primary key, v text)")
+        settings = _settings(dsn, work_dir, seal_size=1 << 20, seal_interval=0.2)
+        initialise(settings)
+        with _running(settings):
+            _execute(
+                dsn,
+                "insert into t select n, repeat('x', 100) from generate_series(1, 400000) n",
+            )
+            _wait(lambda: load(LocalStore(settings.archive)).events == 400_000, 90)
+            time.sleep(4)
+            _execute(dsn, "insert into t values (0)")
+            _wait(lambda: load(LocalStore(settings.archive)).events == 400_001)
+
+
+def test_with_durability_archive_nothing_is_acknowledged_before_it_is_sealed(
+    database: str, work_dir: Path
+) -> None:
+    settings = _settings(database, work_dir, durability="archive", seal_interval=1.0)
+    _execute(database, "create table t (id int primary key)")
+    initialise(settings)
+    store = LocalStore(settings.archive)
+    with _running(settings):
+        for number in range(20):
+            _execute(database, "insert into t values (%s)", number)
+            horizon_after = load(store).horizon
+            # The slot is looked at first: sealing in between can only move the horizon on.
+            confirmed = _confirmed(database)
+            assert confirmed <= max(horizon_after, load(store).horizon)
+            time.sleep(0.1)
+    assert _confirmed(database) <= load(store).horizon
+
+
+@pytest.mark.parametrize("seal_size", [1, 5_000])
+def test_many_small_seals_hold_what_one_large_one_holds(
+    database: str, work_dir: Path, seal_size: int
+) -> None:
+    settings = _settings(database, work_dir, seal_size=seal_size, seal_interval=0.01)
+    _execute(database, "create table t (id int primary key, v int)")
+    initialise(settings)
+    with _running(settings), psycopg.connect(database, autocommit=True) as connection:
+        for number in range(60):
+            time.sleep(0.02)
+            connection.execute("insert into t values (%s, 0)", (number,))
+            connection.execute("update t set v = v + 1 where id %% 7 = %s %% 7", (number,))
+    contents = load(LocalStore(settings.archive))
+    with psycopg.connect(database) as connection:
+        row = connection.execute("select count(*) + sum(v) from t").fetchone()
+    assert row is not None
+    assert contents.events == row[0]
+    assert contents.transactions == 120
+    assert contents.entries > 4
