@@ -23,6 +23,10 @@ OPERATION_NAMES = {"I": "insert", "U": "update", "D": "delete", "T": "truncate"}
 STATE_STYLES = {"running": "green", "stopped": "yellow", "degraded": "bold red"}
 CHANGE_STYLES = {"added": "green", "changed": "yellow", "removed": "red"}
 CHANGE_MARKS = {"added": "+", "changed": "~", "removed": "-"}
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
+"""How control characters are shown, all but tab and newline."""
 SHORT = 60
 """Characters of a value that are shown where space is short."""
 
@@ -200,8 +204,9 @@ def actor_text(actor: Mapping[str, Any]) -> str:
     """An actor in few words."""
     if actor["source"] == "unknown":
         return "unknown"
-    user = actor["user"] or "unknown"
-    return f"{user} ({actor['application_name']})" if actor["application_name"] else user
+    user = value_text(actor["user"] or "unknown", SHORT)
+    application = actor["application_name"]
+    return f"{user} ({value_text(application, SHORT)})" if application else user
 
 
 def key_text(key: Mapping[str, Any] | None) -> str:
@@ -211,10 +216,11 @@ def key_text(key: Mapping[str, Any] | None) -> str:
 
 
 def value_text(value: Any, limit: int | None) -> str:
-    """A JSON value for people, cut at `limit` characters."""
+    """A JSON value for people, cut at `limit` characters, with nothing that steers a terminal."""
     from waly_cdc.history.jsonb import Literal, dumps
 
     text = "NULL" if value is None else value if isinstance(value, str) else dumps(value)
+    text = text.translate(_CONTROLS)
     if isinstance(value, str) and not isinstance(value, Literal) and limit is not None:
         text = text.replace("\n", "⏎")
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"

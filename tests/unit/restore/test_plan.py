@@ -40,6 +40,7 @@ def events(oid: int, first: int, last: int, **ops: int) -> File:
 def contents() -> Contents:
     """Two tables with a baseline at 100, one of them with two; a schema dump at 100."""
     return Contents(
+        beginning=Lsn(100),
         horizon=Lsn(1000),
         files=[
             File("schema", "schema/100", "", 1, 0, Lsn(100), Lsn(100)),
