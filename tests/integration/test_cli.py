@@ -316,6 +316,25 @@ def test_a_restored_database_equals_the_live_one_and_the_past(
         server.drop_database(other)
 
 
+def test_a_restore_has_what_was_made_without_touching_a_row(
+    captured: Waly, server: TestServer
+) -> None:
+    captured.sql("create index made_later on orders (status)", "create view v as select 1 as one")
+    captured("run", "--once")
+    captured.sql("drop table notes")
+    captured("run", "--once")
+    target = server.create_database()
+    try:
+        captured("restore", "--to", "latest", "--target", server.dsn(target))
+        with psycopg.connect(server.dsn(target)) as connection:
+            row = connection.execute(
+                "select to_regclass('made_later'), to_regclass('v'), to_regclass('notes')"
+            ).fetchone()
+        assert row == ("made_later", "v", None)
+    finally:
+        server.drop_database(target)
+
+
 def test_verify_passes_and_status_remembers_it(captured: Waly) -> None:
     (report,) = captured("verify")
     assert report["result"] == "passed"

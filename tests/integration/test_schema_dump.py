@@ -9,7 +9,7 @@ from psycopg import conninfo
 from waly_cdc.embedded import find_program
 from waly_cdc.errors import SourceError
 from waly_cdc.restore.dump import read_items
-from waly_cdc.source.schema_dump import dump_schema
+from waly_cdc.source.schema_dump import dump_schema, fingerprint
 
 
 @pytest.fixture
@@ -92,3 +92,51 @@ def test_a_role_that_may_not_read_gets_a_hint(database: str, program: Path) -> N
 def test_a_missing_program(database: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot run"):
         dump_schema(database, snapshot=None, program=tmp_path / "pg_dump")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "create table more ()",
+        "alter table t add column x int",
+        "alter table t drop column v",
+        "alter table t rename to u",
+        "alter table t alter v set default 'x'",
+        "alter table t alter v set not null",
+        "alter table t add check (id > 0)",
+        "alter table t replica identity full",
+        "create index on t (v)",
+        "drop view w",
+        "create or replace view w as select 2 as one",
+        "create type mood as enum ('sad')",
+        "alter type kind add value 'b'",
+        "create schema more",
+        "create function f() returns int language sql as 'select 1'",
+        "create sequence s",
+        "alter sequence counter increment 5",
+        "alter table t enable row level security",
+        "grant select on t to pg_read_all_data",
+    ],
+)
+def test_the_fingerprint_changes_with_the_schema(database: str, statement: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("create table t (id int primary key, v text)")
+        connection.execute("create view w as select 1 as one")
+        connection.execute("create type kind as enum ('a')")
+        connection.execute("create sequence counter")
+        before = fingerprint(connection)
+        connection.execute(statement.encode())
+        assert fingerprint(connection) != before
+
+
+def test_the_fingerprint_does_not_change_without_the_schema(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("create table t (id serial primary key, v text)")
+        before = fingerprint(connection)
+        connection.execute("insert into t (v) select 'x' from generate_series(1, 1000)")
+        connection.execute(
+            "create temporary table passing (id int primary key, v text default 'x')"
+        )
+        for statement in ("vacuum analyze t", "vacuum full t", "truncate t", "reindex table t"):
+            connection.execute(statement.encode())
+            assert fingerprint(connection) == before, statement

@@ -51,6 +51,7 @@ class Contents:
     transactions: int = 0
     events: int = 0
     source: Source | None = None
+    schema_fingerprint: str | None = None
     files: list[File] = field(default_factory=list)
     relations: dict[int, list[RelationVersion]] = field(default_factory=dict)
     baselines: list[Baseline] = field(default_factory=list)
@@ -81,6 +82,7 @@ class Contents:
         self.transactions += entry.transactions
         self.events += entry.events
         self.source = entry.source or self.source
+        self.schema_fingerprint = entry.schema_fingerprint or self.schema_fingerprint
         self.files.extend(entry.files)
         self.baselines.extend(entry.baselines)
         for relation in entry.relations:
@@ -154,6 +156,7 @@ class Contents:
             "transactions": self.transactions,
             "events": self.events,
             "source": self.source.to_json() if self.source else None,
+            "schema_fingerprint": self.schema_fingerprint,
             "files": [file.to_json() for file in self.files],
             "relations": [v.to_json() for versions in self.relations.values() for v in versions],
             "baselines": [baseline.to_json() for baseline in self.baselines],
@@ -185,6 +188,7 @@ class Contents:
             transactions=data["transactions"],
             events=data["events"],
             source=Source.from_json(data["source"]) if data["source"] else None,
+            schema_fingerprint=data["schema_fingerprint"],
             files=[File.from_json(item) for item in data["files"]],
             relations=relations,
             baselines=[Baseline.from_json(item) for item in data["baselines"]],

@@ -160,7 +160,8 @@ class Entry:
 
     `kind` is `init` (the archive begins, nothing captured yet), `baseline` or `seal`. The entry
     covers the commits that begin at or after `start` and before `end`; `horizon_time` is the time
-    up to which the server is known to have nothing else before `end`.
+    up to which the server is known to have nothing else before `end`. `schema_fingerprint` comes
+    with a schema dump, and tells whether the schema has changed since.
     """
 
     number: int
@@ -176,6 +177,7 @@ class Entry:
     baselines: tuple[Baseline, ...] = ()
     sequences: tuple[SequenceValue, ...] = ()
     source: Source | None = None
+    schema_fingerprint: str | None = None
     transactions: int = 0
     events: int = 0
 
@@ -198,6 +200,7 @@ class Entry:
             "baselines": [baseline.to_json() for baseline in self.baselines],
             "sequences": [sequence.to_json() for sequence in self.sequences],
             "source": self.source.to_json() if self.source else None,
+            "schema_fingerprint": self.schema_fingerprint,
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
@@ -225,6 +228,7 @@ class Entry:
                 baselines=tuple(map(Baseline.from_json, data["baselines"])),
                 sequences=tuple(SequenceValue(*value) for value in data["sequences"]),
                 source=Source.from_json(data["source"]) if data["source"] else None,
+                schema_fingerprint=data["schema_fingerprint"],
                 transactions=data["transactions"],
                 events=data["events"],
             )

@@ -98,6 +98,7 @@ class ArchiveWriter:
         baselines: Iterable[Baseline] = (),
         sequences: Iterable[SequenceValue] = (),
         source: Source | None = None,
+        schema_fingerprint: str | None = None,
         transactions: int = 0,
         events: int = 0,
     ) -> Entry:
@@ -121,6 +122,7 @@ class ArchiveWriter:
             baselines=tuple(baselines),
             sequences=tuple(sequences),
             source=source,
+            schema_fingerprint=schema_fingerprint,
             transactions=transactions,
             events=events,
         )

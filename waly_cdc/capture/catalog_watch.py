@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
 
 from waly_cdc import embedded
 from waly_cdc.archive.manifest import SequenceValue
 from waly_cdc.capture.sealing import CatalogFacts
+from waly_cdc.errors import SourceError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source import catalog, schema_dump
 from waly_cdc.source.connect import connect, source_errors
@@ -24,8 +26,9 @@ class CatalogWatch:
     Shared by threads: one look at a time.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, on_event: Callable[[str], None] = lambda _: None) -> None:
         self.dsn = dsn
+        self._on_event = on_event
         self.connection = connect(dsn)
         self._lock = threading.Lock()
         self._observed: list[tuple[Lsn, datetime]] = []
@@ -56,16 +59,31 @@ class CatalogWatch:
         self._observed = [seen for seen in self._observed if seen[0] > lsn]
         return passed[-1][1] if passed else None
 
-    def facts(self, shapes_changed: bool) -> CatalogFacts:
-        """What a manifest entry records of the catalog."""
+    def facts(self, known: str | None) -> CatalogFacts:
+        """What a manifest entry records of the catalog; with a schema dump, if the fingerprint of
+        the schema is no longer the known one.
+
+        A dump that fails, because a table is locked or may not be read, is tried again for the next
+        entry: capture goes on.
+        """
+        fingerprint = self.fingerprint()
         with self._lock, source_errors():
             sequences = tuple(SequenceValue(*value) for value in catalog.sequences(self.connection))
-        dump = self.dump_schema() if shapes_changed else None
-        return (
-            CatalogFacts(sequences)
-            if dump is None
-            else CatalogFacts(sequences, dump, self.observe())
-        )
+        if fingerprint == known:
+            return CatalogFacts(sequences)
+        try:
+            dump = self.dump_schema()
+        except SourceError as error:
+            self._on_event(f"the schema could not be archived: {error.message}")
+            dump = None
+        if dump is None:
+            return CatalogFacts(sequences)
+        return CatalogFacts(sequences, dump, fingerprint, self.observe())
+
+    def fingerprint(self) -> str:
+        """The fingerprint of the schema as it is now."""
+        with self._lock:
+            return schema_dump.fingerprint(self.connection)
 
     def dump_schema(self, snapshot: str | None = None) -> bytes | None:
         """A schema dump, or None where no pg_dump is at hand that knows the server's version."""

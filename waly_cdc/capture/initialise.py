@@ -211,6 +211,7 @@ def _copy_and_commit(
     # In force from before the baseline, so that it can be asked for at its own LSN.
     since = Lsn(snapshot.lsn.value - 1)
     registered = [(table, shapes.register(table, since)) for table in tables]
+    fingerprint = catalog.fingerprint()
     dump = catalog.dump_schema(snapshot.name)
     copied = copy_tables(
         archive,
@@ -237,5 +238,6 @@ def _copy_and_commit(
         relations=shapes.take_new(),
         baselines=[table.baseline for table in copied],
         sequences=sequences,
+        schema_fingerprint=None if dump is None else fingerprint,
     )
     return copied

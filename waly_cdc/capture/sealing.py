@@ -33,19 +33,21 @@ from waly_cdc.lsn import ZERO, Lsn
 
 @dataclass(frozen=True, slots=True)
 class CatalogFacts:
-    """What an entry records from the catalog, read when it is written. The schema dump shows
-    nothing from after `dumped_by`."""
+    """What an entry records from the catalog, read when it is written. A schema dump is there where
+    the schema has changed; it shows nothing from after `dumped_by`, and all that made the
+    `schema_fingerprint`."""
 
     sequences: Sequence[SequenceValue]
     schema_dump: bytes | None = None
+    schema_fingerprint: str | None = None
     dumped_by: Lsn = ZERO
 
 
 class Sealer:
     """Decodes chunks into segments and commits them. Used by one thread.
 
-    `catalog_facts` is asked once per entry; its argument says whether shapes have changed, so that
-    a new schema dump is wanted.
+    `catalog_facts` is asked once per entry; its argument is the fingerprint of the newest schema
+    dump in the archive.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Sealer:
         archive: ArchiveWriter,
         shapes: Shapes,
         attribution: Attribution,
-        catalog_facts: Callable[[bool], CatalogFacts],
+        catalog_facts: Callable[[str | None], CatalogFacts],
     ) -> None:
         self._archive = archive
         self._shapes = shapes
@@ -97,7 +99,7 @@ class Sealer:
         has been added.
         """
         assert not self._decoder.in_transaction
-        facts = self._catalog_facts(bool(self._shapes.new))
+        facts = self._catalog_facts(self._archive.contents.schema_fingerprint)
         finished: list[Finished] = self._segments.finish()
         transactions = events = 0
         if self._transactions:
@@ -117,6 +119,7 @@ class Sealer:
             finished=finished,
             relations=self._shapes.take_new(),
             sequences=facts.sequences,
+            schema_fingerprint=facts.schema_fingerprint,
             transactions=transactions,
             events=events,
         )

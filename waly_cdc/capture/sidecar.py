@@ -126,7 +126,7 @@ def _connected(
 ) -> None:
     """Capture over one connection. What an earlier one left in the journal is sealed first."""
     contents = archive.contents
-    with CatalogWatch(settings.dsn) as catalog:
+    with CatalogWatch(settings.dsn, on_event) as catalog:
         source = require_source(contents, catalog, settings)
         attribution = Attribution()
         shapes = Shapes(contents.relations, catalog.table)

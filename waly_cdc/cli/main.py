@@ -106,8 +106,8 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         output.error("interrupted", None, INTERRUPTED)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has seen enough.
+    except (BrokenPipeError, SystemExit):
+        # Whoever read the output has seen enough. click and rich exit with 1 then, and only then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

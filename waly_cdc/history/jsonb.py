@@ -133,6 +133,7 @@ class _ArrayReader:
     def __init__(self, text: str, element: str) -> None:
         self._text = text
         self._element = element
+        self._delimiter = ";" if element == "box" else ","
         self._at = 0
 
     def read(self) -> list[Any] | None:
@@ -152,7 +153,7 @@ class _ArrayReader:
         elements: list[Any] = []
         while self._text[self._at] != "}":
             elements.append(self._array() if self._text[self._at] == "{" else self._one())
-            if self._text[self._at] == ",":
+            if self._text[self._at] == self._delimiter:
                 self._at += 1
         self._at += 1
         return elements
@@ -168,7 +169,7 @@ class _ArrayReader:
                 self._at += 1
             self._at += 1
         else:
-            while self._text[self._at] not in ",}":
+            while self._text[self._at] not in (self._delimiter, "}"):
                 self._at += self._text[self._at] == "\\"
                 value.append(self._text[self._at])
                 self._at += 1
