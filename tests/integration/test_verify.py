@@ -253,13 +253,14 @@ def test_a_constraint_that_the_rows_break_is_left_out_and_leaves_a_drill_undecid
         connection.execute("alter table f drop constraint f_p_fkey")
         connection.execute("insert into p values (1, -1), (2, null)")
         connection.execute("insert into f values (1, 9)")
+        connection.execute("insert into p values (3, 3)")
     run(settings, once=True)
     store = LocalStore(settings.archive)
     contents = load(store)
     latest = resolve(contents, store, Latest())
     assert drill(store, contents, latest, server.admin_dsn).result == "passed"
     assert latest.before is not None
-    earlier = resolve(contents, store, AtLsn(latest.before.end_lsn))
+    earlier = resolve(contents, store, AtLsn(latest.before.lsn))
     report = drill(store, contents, earlier, server.admin_dsn)
     assert (report.result, report.exit_code) == ("could_not_verify", 5)
     assert report.drill is not None
