@@ -86,6 +86,11 @@ class Views:
             named = relation.name.replace('"', '""').casefold() in folded
             raw = self._raw_columns(relation) if named else frozenset()
             self._table(relation, raw)
+            if named and not relation.followed:
+                self.notes.append(
+                    f"{relation.qualified_name} has no replica identity: its updates and deletes"
+                    " are not archived, and its rows here are what was inserted"
+                )
             if named and "history" in folded:
                 self._history(relation, raw)
         if "changes" in folded:
