@@ -534,3 +534,28 @@ def test_settings_come_from_the_environment_too(
         "origin": "environment WALY_ARCHIVE",
     }
     assert shown["dsn"]["value"] == "postgresql://me:****@nowhere/db"
+
+
+def test_a_time_since_the_last_change_is_known_while_a_sidecar_watches(waly: Waly) -> None:
+    waly("init")
+    waly.sql("insert into notes values ('last change')")
+    sidecar = subprocess.Popen(
+        [sys.executable, "-m", "waly_cdc", "--archive", str(waly.archive), "run", "--quiet"],
+        env={**os.environ, "WALY_DSN": waly.dsn, "WALY_SEAL_INTERVAL": "100ms"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not waly("log", "notes"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(4)
+        assert waly("diff", "--from", "2s ago") == []
+        assert waly("log", "--since", "2s ago") == []
+    finally:
+        sidecar.kill()
+        sidecar.wait()
+    (status,) = waly("status", code=3)
+    assert "killed" in status["reasons"][0]
+    waly("run", "--once")
+    assert waly("status")[0]["reasons"] == []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,3 +154,56 @@ def test_many_small_seals_hold_what_one_large_one_holds(
     assert contents.events == row[0]
     assert contents.transactions == 120
     assert contents.entries > 4
+
+
+def test_a_kill_or_a_restart_while_idle_is_no_gap(
+    server: TestServer, database: str, work_dir: Path
+) -> None:
+    settings = _settings(database, work_dir)
+    _execute(database, "create table t (id int primary key)")
+    initialise(settings)
+    other = server.create_database()
+    command = [sys.executable, "-m", "waly_cdc", "--archive", str(settings.archive), "run"]
+    try:
+        for round_number in range(3):
+            sidecar = subprocess.Popen(
+                [*command, "--quiet"],
+                env={**os.environ, "WALY_DSN": database},
+                stdout=subprocess.DEVNULL,
+            )
+            _execute(database, "insert into t values (%s)", round_number)
+            before = _confirmed(database)
+            _execute(server.dsn(other), f"create table t{round_number} as select 1")
+            target = Lsn.parse(_one(database, "select pg_current_wal_insert_lsn()::text"))
+            _wait(lambda target=target: _confirmed(database) >= target)
+            assert before < target
+            assert sidecar.poll() is None
+            sidecar.kill()
+            sidecar.wait()
+    finally:
+        server.drop_database(other)
+    result = run(settings, once=True)
+    assert result.horizon >= target
+    assert load(LocalStore(settings.archive)).events == 3
+
+
+def test_two_kills_in_one_large_transaction_leave_it_whole(database: str, work_dir: Path) -> None:
+    settings = _settings(database, work_dir)
+    _execute(database, "create table t (id int primary key, v text)")
+    initialise(settings)
+    _execute(database, "insert into t select n, repeat('x', 50) from generate_series(1, 100000) n")
+    command = [sys.executable, "-m", "waly_cdc", "--archive", str(settings.archive), "run"]
+    for failpoint in ("journal.append=kill:4", "journal.append=kill:2", "seal.publish=kill"):
+        killed = subprocess.run(
+            [*command, "--once"],
+            env={
+                **os.environ,
+                "WALY_DSN": database,
+                "WALY_FAILPOINTS": failpoint,
+            },
+            capture_output=True,
+        )
+        assert killed.returncode == -signal.SIGKILL
+    run(settings, once=True)
+    contents = load(LocalStore(settings.archive))
+    assert (contents.events, contents.transactions) == (100_000, 1)

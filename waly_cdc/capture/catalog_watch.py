@@ -52,12 +52,13 @@ class CatalogWatch:
         self._observed.append((lsn, row[0]))
         return lsn
 
-    def time_of(self, lsn: Lsn) -> datetime | None:
+    def seen_at(self, lsn: Lsn) -> datetime | None:
         """The newest clock reading whose position lies at or before `lsn`: who has everything up
-        to `lsn` has everything up to that time. Older readings are forgotten."""
-        passed = [seen for seen in self._observed if seen[0] <= lsn]
-        self._observed = [seen for seen in self._observed if seen[0] > lsn]
-        return passed[-1][1] if passed else None
+        to `lsn` has everything up to that time."""
+        while len(self._observed) > 1 and self._observed[1][0] <= lsn:
+            self._observed.pop(0)
+        first = self._observed[0] if self._observed else None
+        return first[1] if first is not None and first[0] <= lsn else None
 
     def facts(self, known: str | None) -> CatalogFacts:
         """What a manifest entry records of the catalog; with a schema dump, if the fingerprint of

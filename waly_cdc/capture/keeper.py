@@ -7,7 +7,8 @@
 Invariants:
 
 * what is in the journal and not yet in the archive can be decoded from the journal's first byte;
-* `_safe` is an LSN before which every committed transaction is durable in the journal (rule 1);
+* `_safe` is an LSN before which every committed transaction is durable in the journal (rule 1), and
+  which the journal tells itself: after a crash it is known that the acknowledgement was ours;
 * an entry ends at `_safe`, and only where no transaction is open in the frames decoded so far.
 
 Crash windows: what was appended and not synced was not acknowledged, and comes again; what was
@@ -21,6 +22,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 import numpy as np
 
@@ -82,7 +84,8 @@ class Keeper:
         ends_with = 0
         for number, stored in enumerate(reader.read(folder, horizon), start=1):
             if stored.committed > self._committed:
-                self._committed, ends_with = stored.committed, number
+                self._committed = stored.committed
+                ends_with = number if stored.lengths else ends_with
         for number, stored in enumerate(reader.read(folder, horizon), start=1):
             if number > ends_with:
                 break
@@ -91,10 +94,10 @@ class Keeper:
                 chunk, _ = chunk.split(chunk.committed()[0])
             self._sealer.add(chunk)
         self._safe = self._committed
-        self._journal.rotate(self._safe)
-        if ends_with:
+        if self._safe > horizon:
             self._sealer.seal(self._safe, None)
-        self._journal.trim(self._safe + 1)
+        # A half transaction must not lie before the frames that are appended from now on.
+        self._journal.restart(self._safe)
         return ends_with > 0
 
     def start(self, acknowledge: Callable[[Lsn], None]) -> None:
@@ -196,8 +199,11 @@ class Keeper:
             self._write_state("running")
 
     def _sync(self) -> None:
+        if self._server_end > self._committed and not self._sealer.in_transaction:
+            # The server went on, and nothing for us committed: a chunk without frames says so.
+            self._append(Chunk.of([]), self._server_end)
         self._journal.sync()
-        self._safe = max(self._committed, self._server_end)
+        self._safe = self._committed
         self._last_sync = time.monotonic()
         if self._settings.durability == "journal":
             self._tell(self._safe)
@@ -228,10 +234,16 @@ class Keeper:
         contents = self._archive.contents
         if end > contents.horizon or self._sealer.transactions:
             self._journal.rotate(end)
-            self._sealer.seal(end, self._catalog.time_of(end))
+            self._sealer.seal(end, self._catalog.seen_at(end))
             self._journal.trim(end)
         if self._settings.durability == "archive":
             self._tell(end)
+
+    def _quiet_until(self) -> datetime | None:
+        """Up to when nothing was committed after the horizon, if nothing waits to be sealed."""
+        if self._sealer.transactions or self._sealer.in_transaction:
+            return None
+        return self._catalog.seen_at(self._safe)
 
     def _write_state(self, state: str) -> None:
         self._last_state = time.monotonic()
@@ -244,6 +256,7 @@ class Keeper:
                 acknowledged=self._acknowledged,
                 horizon=self._archive.contents.horizon,
                 horizon_time=self._archive.contents.horizon_time,
+                quiet_until=self._quiet_until(),
                 unsealed_bytes=self._sealer.bytes,
                 error=str(self._error) if self._error else None,
             ),

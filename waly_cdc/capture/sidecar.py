@@ -23,8 +23,8 @@ from waly_cdc.capture.keeper import Keeper
 from waly_cdc.capture.sealing import Sealer
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.capture.state import note_disconnected
-from waly_cdc.errors import SourceLost
+from waly_cdc.capture.state import note_error
+from waly_cdc.errors import SourceLost, WalyError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source.stream import ReplicationStream, plugin_options
 
@@ -80,8 +80,14 @@ def run(
                 _connected(archive, settings, once, stop, on_event, retries)
                 break
             except SourceLost as error:
-                if once or not retries.wait(archive.root, error, on_event):
+                if once or not retries.had_stream:
                     raise
+                if not retries.wait(archive.root, error, on_event):
+                    # Told to stop while the server is away: what was received lies in the journal.
+                    break
+            except WalyError as error:
+                note_error(archive.root, "failed", error.message)
+                raise
         return RunResult(
             archive=str(settings.archive),
             entries=contents.entries - entries,
@@ -98,19 +104,17 @@ class _Retries:
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
         self._delay = FIRST_RETRY
-        self._had_stream = False
+        self.had_stream = False
 
     def streams(self) -> None:
         """A connection stands."""
-        self._had_stream = True
+        self.had_stream = True
         self._delay = FIRST_RETRY
 
     def wait(self, root: Path, error: SourceLost, on_event: Callable[[str], None]) -> bool:
-        """Wait before another try; False where there is to be none."""
-        if not self._had_stream or self._stop.is_set():
-            return False
+        """Wait before another try; False when told to stop."""
         on_event(f"{error.message}; connecting again in {self._delay:.0f} s")
-        note_disconnected(root, error.message)
+        note_error(root, "disconnected", error.message)
         stopped = self._stop.wait(self._delay)
         self._delay = min(self._delay * 2, LAST_RETRY)
         return not stopped

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from waly_cdc import durable
-from waly_cdc.archive.manifest import format_time
+from waly_cdc.archive.manifest import format_time, parse_time
 from waly_cdc.errors import StorageError
 from waly_cdc.lsn import Lsn
 
@@ -23,12 +23,16 @@ FILE = "sidecar.json"
 
 @dataclass(frozen=True, slots=True)
 class SidecarState:
+    """`quiet_until`: up to this time nothing was committed after the horizon; None if something
+    was, or nobody knows."""
+
     state: str
     received: Lsn
     safe: Lsn
     acknowledged: Lsn
     horizon: Lsn
     horizon_time: datetime | None
+    quiet_until: datetime | None
     unsealed_bytes: int
     error: str | None = None
 
@@ -44,6 +48,7 @@ def write_state(root: Path, state: SidecarState) -> None:
         "acknowledged": str(state.acknowledged),
         "horizon": str(state.horizon),
         "horizon_time": format_time(state.horizon_time),
+        "quiet_until": format_time(state.quiet_until),
         "unsealed_bytes": state.unsealed_bytes,
         "error": state.error,
     }
@@ -51,12 +56,20 @@ def write_state(root: Path, state: SidecarState) -> None:
         durable.replace(root / FILE, json.dumps(data).encode() + b"\n", durable=False)
 
 
-def note_disconnected(root: Path, error: str) -> None:
-    """Say in the file that the sidecar waits for its server."""
+def note_error(root: Path, state: str, error: str) -> None:
+    """Say in the file that the sidecar waits for its server (`disconnected`), or has `failed`."""
     data = read_state(root) or {}
-    data |= {"state": "disconnected", "at": format_time(datetime.now(UTC)), "error": error}
+    data |= {"state": state, "at": format_time(datetime.now(UTC)), "error": error}
     with suppress(StorageError):
         durable.replace(root / FILE, json.dumps(data).encode() + b"\n", durable=False)
+
+
+def quiet_until(root: Path, horizon: Lsn) -> datetime | None:
+    """The time up to which, as a sidecar said, nothing was committed after the horizon."""
+    data = read_state(root) or {}
+    if data.get("horizon") != str(horizon):
+        return None
+    return parse_time(data.get("quiet_until"))
 
 
 def read_state(root: Path) -> dict[str, Any] | None:

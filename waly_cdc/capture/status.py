@@ -70,10 +70,16 @@ def degradations(found: dict[str, Any], max_lag: float) -> list[str]:
     if lag is not None and lag > max_lag:
         reasons.append(f"the archive is {lag:.0f} s behind, more than {max_lag:.0f} s")
     sidecar = found["sidecar"]
-    if sidecar is not None and sidecar.get("state") == "failed":
-        reasons.append(f"the sidecar ended with an error: {sidecar.get('error')}")
-    if sidecar is not None and sidecar.get("state") == "disconnected":
+    if sidecar is not None and sidecar["state"] == "failed":
+        reasons.append(f"the sidecar ended with an error: {sidecar['error']}")
+    if sidecar is not None and found["state"] == "running" and sidecar["state"] == "disconnected":
         reasons.append(f"the sidecar waits for its server: {sidecar.get('error')}")
+    if (
+        sidecar is not None
+        and found["state"] == "stopped"
+        and sidecar["state"] not in ("stopped", "failed")
+    ):
+        reasons.append("the sidecar ended without a word: it was killed, or its machine stopped")
     if found["last_verify"] is not None and found["last_verify"].get("result") == "mismatch":
         reasons.append("the last verify found a mismatch")
     return reasons

@@ -24,10 +24,12 @@ class Opened:
 
     def resolve(self, when: str) -> Moment:
         """Raises UsageError, PointNotInArchive."""
+        from waly_cdc.capture.state import quiet_until
         from waly_cdc.history.moment import resolve
         from waly_cdc.points import parse_when
 
-        return resolve(self.contents, self.store, parse_when(when))
+        quiet = quiet_until(self.store.root, self.contents.horizon)
+        return resolve(self.contents, self.store, parse_when(when), quiet)
 
 
 def open_archive(state: State) -> Opened:

@@ -58,8 +58,13 @@ class Moment:
         }
 
 
-def resolve(contents: Contents, store: LocalStore, when: When) -> Moment:
-    """The moment that a point names. Raises PointNotInArchive for one outside the archive."""
+def resolve(
+    contents: Contents, store: LocalStore, when: When, quiet_until: datetime | None = None
+) -> Moment:
+    """The moment that a point names. Raises PointNotInArchive for one outside the archive.
+
+    `quiet_until` is a time up to which nothing is known to have been committed after the horizon.
+    """
     beginning, horizon = contents.beginning, contents.horizon
     if beginning is None:
         raise PointNotInArchive("the archive has no baseline yet", hint="run: waly init")
@@ -74,7 +79,7 @@ def resolve(contents: Contents, store: LocalStore, when: When) -> Moment:
             transaction = find.newest(xid)
             bound = transaction.lsn if before else transaction.end_lsn
         case AtTime(time):
-            bound = _at_time(contents, find, time)
+            bound = _at_time(contents, find, time, quiet_until)
     if not beginning <= bound <= horizon:
         raise PointNotInArchive(
             f"{bound} is {'before' if bound < beginning else 'after'} what the archive holds",
@@ -89,10 +94,12 @@ def resolve(contents: Contents, store: LocalStore, when: When) -> Moment:
     )
 
 
-def _at_time(contents: Contents, find: _Transactions, time: datetime) -> Lsn:
+def _at_time(
+    contents: Contents, find: _Transactions, time: datetime, quiet_until: datetime | None
+) -> Lsn:
     """As `recovery_target_time` does: up to the first transaction that committed after `time`."""
     begins = contents.beginning_time
-    ends = contents.horizon_time
+    ends = max(filter(None, (contents.horizon_time, quiet_until)), default=None)
     shown = format_time(time)
     if begins is not None and time < begins:
         raise PointNotInArchive(

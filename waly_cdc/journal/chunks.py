@@ -24,7 +24,8 @@ SUFFIX = ".journal"
 class JournalChunk:
     """Frames as received: their bytes one after the other, and each one's length (uint32, `<u4`).
 
-    `committed` is the end LSN of the last commit in the file up to and with this chunk.
+    Everything that commits before `committed` is in this chunk or those before it; a chunk without
+    frames tells only that.
     """
 
     data: bytes

@@ -7,8 +7,8 @@ Invariants:
 * `trim` removes whole files, and only those that lie before an LSN the archive has sealed.
 
 Crash windows: in `append`, a torn chunk at the end of the newest file, which the reader cuts;
-between `rotate` and the first `append`, nothing; in `trim`, some sealed files remain, and are
-removed later.
+between `rotate` and the first `append`, nothing; in `trim` and `restart`, some files remain whose
+transactions are sealed or not whole, and are removed later.
 """
 
 from __future__ import annotations
@@ -75,6 +75,17 @@ class JournalWriter:
             for start, path in journal_files(self._folder):
                 if start < sealed and path != self._path:
                     path.unlink()
+
+    def restart(self, start: Lsn) -> None:
+        """Remove all files, the current one too: what they held is sealed, or comes again."""
+        self.close()
+        self.unsynced = 0
+        self._path = self._path_for(start)
+        with durable.storage_errors(self._folder):
+            failpoints.reach("journal.trim")
+            for _, path in journal_files(self._folder):
+                path.unlink()
+            durable.sync_folder(self._folder)
 
     def close(self) -> None:
         if self._descriptor is not None:
