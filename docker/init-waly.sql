@@ -1,7 +1,12 @@
 -- Makes the role `waly` and its publications in a new database, with no more rights than the
 -- sidecar needs. PostgreSQL's image runs it once, as superuser, when it makes the cluster (psql, in
--- the database POSTGRES_DB). For a database that exists already, `waly check --fix-sql` prints the
--- statements instead.
+-- the database POSTGRES_DB).
+--
+-- For a database that exists already, make a role that can log in, and run `waly check --fix-sql` as
+-- that role: it prints for a superuser what the role lacks of the attributes and memberships below
+-- (BYPASSRLS where a table has row level security, pg_read_all_stats as a choice), and the same two
+-- publications, the second one with the tables of today. It makes no event trigger: there, `waly
+-- check` has to be asked again after a table was made or given a key, and prints the statement.
 
 \set ON_ERROR_STOP on
 \set password `cat "$WALY_PASSWORD_FILE"`

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import conninfo, sql
 
+from tests.conftest import TestServer
 from waly_cdc.embedded import find_program
 from waly_cdc.findings import FAIL
 from waly_cdc.source import catalog, preflight, publication, slot
@@ -156,6 +157,61 @@ def test_an_owner_who_is_no_superuser_makes_tables_as_ever(admin: psycopg.Connec
         assert keyed.tables == {("application", "mine")}
     finally:
         admin.execute("RESET ROLE; DROP OWNED BY waly_test_app CASCADE; DROP ROLE waly_test_app")
+
+
+def test_what_check_prints_for_a_database_that_exists_amounts_to_the_same(
+    admin: psycopg.Connection, server: TestServer
+) -> None:
+    admin.execute(TABLES)
+    admin.execute("CREATE TABLE guarded (a int PRIMARY KEY)")
+    other = server.create_database()
+    role = "waly_test_plain"
+    try:
+        with psycopg.connect(server.dsn(other), autocommit=True) as there:
+            there.execute(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN".encode())
+            there.execute(TABLES)
+            there.execute("CREATE TABLE guarded (a int PRIMARY KEY)")
+            there.execute("ALTER TABLE guarded ENABLE ROW LEVEL SECURITY")
+            dsn = conninfo.make_conninfo(server.dsn(other), user=role)
+            for finding in preflight.check(dsn, None):
+                if finding.severity == FAIL or finding.id == "actors":
+                    there.execute((finding.fix_sql or "").encode())
+            assert _rights(there, role) == _rights(admin, "waly")
+            assert _published(there) == _published(admin)
+            there.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+    finally:
+        server.drop_database(other)
+
+
+def _rights(connection: psycopg.Connection, role: str) -> tuple[object, ...] | None:
+    return connection.execute(
+        "SELECT rolcanlogin, rolsuper, rolcreaterole, rolreplication, rolbypassrls,"
+        " (SELECT array_agg(roleid::regrole::text ORDER BY 1) FROM pg_auth_members m"
+        "  WHERE m.member = r.oid)"
+        " FROM pg_roles r WHERE rolname = %s",
+        (role,),
+    ).fetchone()
+
+
+def _published(connection: psycopg.Connection) -> list[tuple[object, ...]]:
+    return connection.execute(
+        "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot,"
+        " (SELECT array_agg(t.schemaname || '.' || t.tablename ORDER BY 1)"
+        "  FROM pg_publication_tables t WHERE t.pubname = p.pubname)"
+        " FROM pg_publication p ORDER BY pubname"
+    ).fetchall()
+
+
+def test_what_the_trigger_publishes_check_does_not_publish_again(
+    admin: psycopg.Connection, database: str
+) -> None:
+    admin.execute("CREATE TABLE keyless (a int)")
+    findings = preflight.check(conninfo.make_conninfo(database, user="waly"), None)
+    (finding,) = (finding for finding in findings if finding.id == "replica_identity")
+    admin.execute((finding.fix_sql or "").encode())
+    _, keyed = publication.look(admin, _slot(admin))
+    assert keyed is not None
+    assert keyed.tables == {("public", "keyless")}
 
 
 def test_without_a_publication_ddl_goes_on(admin: psycopg.Connection) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -31,6 +31,7 @@ from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import ArchiveCorrupt, NoArchive, UsageError
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import RelationVersion
+from waly_cdc.tables import Drop, Gap, Heap, TableChanges
 
 
 @dataclass(slots=True)
@@ -56,6 +57,10 @@ class Contents:
     relations: dict[int, list[RelationVersion]] = field(default_factory=dict)
     baselines: list[Baseline] = field(default_factory=list)
     sequences: list[tuple[Lsn, tuple[SequenceValue, ...]]] = field(default_factory=list)
+    heaps: dict[int, Heap] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+    drops: dict[int, Drop] = field(default_factory=dict)
+    looked_at: Lsn = ZERO
 
     def apply(self, entry: Entry, content: bytes) -> None:
         """Add one more entry. Raises ArchiveCorrupt when it does not follow."""
@@ -89,12 +94,36 @@ class Contents:
             self.relations.setdefault(relation.oid, []).append(relation)
         if entry.sequences:
             self.sequences.append((entry.end, entry.sequences))
+        self._apply_tables(entry.tables)
+
+    def _apply_tables(self, tables: TableChanges) -> None:
+        for heap in tables.heaps:
+            self.heaps[heap.oid] = heap
+            # It is logged again after it was not: a gap tells since when its rows are not known.
+            self.drops.pop(heap.oid, None)
+        for gap in tables.gaps:
+            # One that is closed stands for the open one that began where it does.
+            opened = replace(gap, end=None)
+            self.gaps = [known for known in self.gaps if replace(known, end=None) != opened]
+            self.gaps.append(gap)
+        for drop in tables.drops:
+            self.drops[drop.oid] = drop
+            self.heaps.pop(drop.oid, None)
+        self.looked_at = tables.looked_at or self.looked_at
+
+    def gap_at(self, oid: int, bound: Lsn) -> Gap | None:
+        """The gap that makes a relation's state at a point unknown."""
+        return next((gap for gap in self.gaps if gap.oid == oid and gap.holds(bound)), None)
 
     def version(self, oid: int, number: int) -> RelationVersion:
         return self.relations[oid][number - 1]
 
     def version_at(self, oid: int, bound: Lsn) -> RelationVersion | None:
-        """The version in force for commits before `bound`; None before the relation was known."""
+        """The version in force for commits before `bound`; None before the relation was known, and
+        after it was dropped."""
+        drop = self.drops.get(oid)
+        if drop is not None and drop.by <= bound:
+            return None
         known = [version for version in self.relations.get(oid, ()) if version.since < bound]
         return known[-1] if known else None
 
@@ -160,12 +189,21 @@ class Contents:
             "files": [file.to_json() for file in self.files],
             "relations": [v.to_json() for versions in self.relations.values() for v in versions],
             "baselines": [baseline.to_json() for baseline in self.baselines],
+            "tables": self._tables_to_json(),
             "sequences": [
                 [str(end), [value.to_json() for value in values]] for end, values in self.sequences
             ],
         }
         body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
         return digest(body).encode() + b"\n" + body + b"\n"
+
+    def _tables_to_json(self) -> dict[str, Any]:
+        return TableChanges(
+            tuple(self.heaps.values()),
+            tuple(self.gaps),
+            tuple(self.drops.values()),
+            self.looked_at,
+        ).to_json()
 
     @classmethod
     def from_checkpoint(cls, content: bytes) -> Contents:
@@ -174,6 +212,7 @@ class Contents:
         if digest(body).encode() != checksum:
             raise ValueError("checksum does not match")
         data: dict[str, Any] = json.loads(body)
+        tables = TableChanges.from_json(data["tables"])
         relations: dict[int, list[RelationVersion]] = {}
         for item in data["relations"]:
             relations.setdefault(item["oid"], []).append(RelationVersion.from_json(item))
@@ -196,6 +235,10 @@ class Contents:
                 (Lsn.parse(end), tuple(SequenceValue(*value) for value in values))
                 for end, values in data["sequences"]
             ],
+            heaps={heap.oid: heap for heap in tables.heaps},
+            gaps=list(tables.gaps),
+            drops={drop.oid: drop for drop in tables.drops},
+            looked_at=tables.looked_at or ZERO,
         )
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from waly_cdc.errors import ArchiveCorrupt
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import RelationVersion
+from waly_cdc.tables import NO_CHANGES, TableChanges
 
 FORMAT = 1
 GENESIS = "0" * 64
@@ -161,7 +162,8 @@ class Entry:
     `kind` is `init` (the archive begins, nothing captured yet), `baseline` or `seal`. The entry
     covers the commits that begin at or after `start` and before `end`; `horizon_time` is the time
     up to which the server is known to have nothing else before `end`. `schema_fingerprint` comes
-    with a schema dump, and tells whether the schema has changed since.
+    with a schema dump, and tells whether the schema has changed since. `tables` holds what the
+    catalog told about tables since the entry before.
     """
 
     number: int
@@ -178,6 +180,7 @@ class Entry:
     sequences: tuple[SequenceValue, ...] = ()
     source: Source | None = None
     schema_fingerprint: str | None = None
+    tables: TableChanges = NO_CHANGES
     transactions: int = 0
     events: int = 0
 
@@ -201,6 +204,7 @@ class Entry:
             "sequences": [sequence.to_json() for sequence in self.sequences],
             "source": self.source.to_json() if self.source else None,
             "schema_fingerprint": self.schema_fingerprint,
+            "tables": self.tables.to_json(),
         }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
@@ -229,12 +233,13 @@ class Entry:
                 sequences=tuple(SequenceValue(*value) for value in data["sequences"]),
                 source=Source.from_json(data["source"]) if data["source"] else None,
                 schema_fingerprint=data["schema_fingerprint"],
+                tables=TableChanges.from_json(data["tables"]),
                 transactions=data["transactions"],
                 events=data["events"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveCorrupt(
-                f"{path} is not a manifest entry: {error!r}",
+                f"{path} is not a manifest entry: {type(error).__name__}",
                 hint="restore this file from a copy of the archive, then run: waly verify",
             ) from error
 

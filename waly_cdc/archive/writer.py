@@ -27,6 +27,7 @@ from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import ArchiveLocked, NoArchive
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import RelationVersion
+from waly_cdc.tables import NO_CHANGES, TableChanges
 
 CHECKPOINT_EVERY = 64
 """Entries between two checkpoints."""
@@ -99,6 +100,7 @@ class ArchiveWriter:
         sequences: Iterable[SequenceValue] = (),
         source: Source | None = None,
         schema_fingerprint: str | None = None,
+        tables: TableChanges = NO_CHANGES,
         transactions: int = 0,
         events: int = 0,
     ) -> Entry:
@@ -123,6 +125,7 @@ class ArchiveWriter:
             sequences=tuple(sequences),
             source=source,
             schema_fingerprint=schema_fingerprint,
+            tables=tables,
             transactions=transactions,
             events=events,
         )

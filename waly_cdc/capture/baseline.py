@@ -15,6 +15,7 @@ from waly_cdc.archive.manifest import Baseline
 from waly_cdc.archive.segments import Finished, SegmentSet
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.decode.copytext import baseline_batch
+from waly_cdc.errors import SourceError
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import RelationVersion
 from waly_cdc.source.catalog import Table
@@ -47,8 +48,9 @@ def copy_tables(
     *,
     jobs: int,
     on_table: Callable[[CopiedTable], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[CopiedTable]:
-    """Copy tables over `jobs` connections at a time, the largest first.
+    """Copy tables over `jobs` connections at a time, the largest first, until `stopping` says so.
 
     The snapshot must stay exported until this returns. Raises SourceError, StorageError; nothing is
     published then.
@@ -57,13 +59,16 @@ def copy_tables(
     for item in sorted(tables, key=lambda item: -item[0].bytes):
         work.put(item)
     copied: list[CopiedTable] = []
-    stopping = False
+    stopped = False
+
+    def is_stopping() -> bool:
+        return stopped or stopping()
 
     def worker() -> None:
         with snapshot_transaction(dsn, snapshot.name) as connection:
-            while not work.empty() and not stopping:
+            while not work.empty() and not is_stopping():
                 table, relation = work.get()
-                done = _copy(archive, connection, snapshot, table, relation)
+                done = _copy(archive, connection, snapshot, table, relation, is_stopping)
                 copied.append(done)
                 on_table(done)
 
@@ -74,7 +79,7 @@ def copy_tables(
             for future in done:
                 future.result()
         finally:
-            stopping = True
+            stopped = True
     return sorted(copied, key=lambda table: table.relation.oid)
 
 
@@ -84,6 +89,7 @@ def _copy(
     snapshot: Snapshot,
     table: Table,
     relation: RelationVersion,
+    stopping: Callable[[], bool],
 ) -> CopiedTable:
     segments = SegmentSet(archive.incoming, "baseline")
     taken_at = int(snapshot.time.timestamp() * 1_000_000)
@@ -92,6 +98,8 @@ def _copy(
     rows = 0
     try:
         for block in copy_table(connection, table):
+            if stopping():
+                raise SourceError("the copy was interrupted")
             with durable.storage_errors(archive.incoming):
                 failpoints.reach("baseline.copy")
             batch = baseline_batch(relation, block, archive.contents.era, lsn, rows, taken_at)

@@ -14,10 +14,7 @@ from waly_cdc.errors import SourceError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source import catalog, schema_dump
 from waly_cdc.source.connect import connect, source_errors
-
-_WAL_PAGE = 8192
-_PAGE_HEADERS = (24, 40)
-"""Bytes at the beginning of a WAL page, and of the first page of a segment, that hold no record."""
+from waly_cdc.source.position import insert_position
 
 
 class CatalogWatch:
@@ -43,12 +40,12 @@ class CatalogWatch:
 
         All transactions whose commit the server has finished by then commit before it.
         """
-        with self._lock, source_errors():
-            row = self.connection.execute(
-                "select clock_timestamp(), pg_current_wal_insert_lsn()::text"
-            ).fetchone()
-        assert row is not None
-        lsn = _end_of_records(Lsn.parse(row[1]))
+        with self._lock:
+            # The clock first: what it has not seen, the position has.
+            with source_errors():
+                row = self.connection.execute("select clock_timestamp()").fetchone()
+            assert row is not None
+            lsn = insert_position(self.connection)
         self._observed.append((lsn, row[0]))
         return lsn
 
@@ -104,10 +101,3 @@ class CatalogWatch:
         trace: TracebackType | None,
     ) -> None:
         self.connection.close()
-
-
-def _end_of_records(lsn: Lsn) -> Lsn:
-    """Where the last record ends: the insert position already counts the header of a page that
-    the next record will begin."""
-    offset = lsn.value % _WAL_PAGE
-    return Lsn(lsn.value - offset) if offset in _PAGE_HEADERS else lsn

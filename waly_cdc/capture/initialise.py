@@ -29,10 +29,13 @@ from waly_cdc.capture.shapes import Shapes
 from waly_cdc.errors import SourceError, UsageError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source import catalog as source_catalog
-from waly_cdc.source import publication
+from waly_cdc.source import preflight_role, publication
 from waly_cdc.source import slot as source_slot
 from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import connect
+from waly_cdc.source.copy import snapshot_transaction
+from waly_cdc.source.heaps import heaps
+from waly_cdc.tables import TableChanges
 
 JOBS = min(4, os.cpu_count() or 1)
 
@@ -148,12 +151,9 @@ def _choose_tables(
     chosen = source_catalog.tables(catalog.connection, patterns, exclude)
     if patterns and not chosen:
         raise UsageError(f"no table matches {', '.join(patterns)}")
-    unreadable = [f"{table.schema}.{table.name}" for table in chosen if not table.readable]
-    if unreadable:
-        raise SourceError(
-            f"the role may not read {', '.join(unreadable[:5])}",
-            hint="grant select on these tables to it; `waly check --fix-sql` prints the statements",
-        )
+    refused = preflight_role.reading_refused(catalog.connection, chosen)
+    if refused is not None:
+        raise refused
     return chosen
 
 
@@ -211,6 +211,8 @@ def _copy_and_commit(
     # In force from before the baseline, so that it can be asked for at its own LSN.
     since = Lsn(snapshot.lsn.value - 1)
     registered = [(table, shapes.register(table, since)) for table in tables]
+    with snapshot_transaction(settings.dsn, snapshot.name) as inside:
+        known = heaps(inside)
     fingerprint = catalog.fingerprint()
     dump = catalog.dump_schema(snapshot.name)
     copied = copy_tables(
@@ -239,5 +241,9 @@ def _copy_and_commit(
         baselines=[table.baseline for table in copied],
         sequences=sequences,
         schema_fingerprint=None if dump is None else fingerprint,
+        tables=TableChanges(
+            tuple(known[table.oid] for table in tables if table.oid in known),
+            looked_at=snapshot.lsn,
+        ),
     )
     return copied

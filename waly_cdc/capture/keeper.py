@@ -204,6 +204,8 @@ class Keeper:
             self._append(Chunk.of([]), self._server_end)
         self._journal.sync()
         self._safe = self._committed
+        if not self._sealer.in_transaction:
+            self._sealer.passed(self._safe)
         self._last_sync = time.monotonic()
         if self._settings.durability == "journal":
             self._tell(self._safe)
@@ -224,7 +226,7 @@ class Keeper:
         if self._sealer.bytes >= self._settings.seal_size:
             return True
         late = time.monotonic() - self._last_seal >= self._settings.seal_interval
-        return late and self._sealer.transactions > 0
+        return late and self._sealer.has_something(self._committed)
 
     def _seal(self) -> None:
         """Commit what is journalled and decoded; expects no open transaction, and a sync."""

@@ -8,7 +8,7 @@ unfinished files, which nobody can see before the entry that follows its commit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -26,9 +26,11 @@ from waly_cdc.archive.segments import (
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.attribution import Attribution
 from waly_cdc.capture.shapes import Shapes
+from waly_cdc.capture.table_watch import Ready, TableWatch
 from waly_cdc.decode.chunk import Chunk
 from waly_cdc.decode.pgoutput import ColumnarDecoder
 from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.tables import TableChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,14 @@ class Sealer:
         shapes: Shapes,
         attribution: Attribution,
         catalog_facts: Callable[[str | None], CatalogFacts],
+        watch: TableWatch,
     ) -> None:
         self._archive = archive
         self._shapes = shapes
         self._attribution = attribution
         self._catalog_facts = catalog_facts
+        self._watch = watch
+        self._truncates: dict[int, Lsn] = {}
         self._decoder = ColumnarDecoder(shapes.resolve, archive.contents.era, shapes.newest())
         self._segments = SegmentSet(archive.incoming)
         self._transactions: list[pa.RecordBatch] = []
@@ -78,11 +83,19 @@ class Sealer:
         """Transactions with events that wait for the next entry."""
         return sum(batch.num_rows for batch in self._transactions)
 
+    def has_something(self, end: Lsn) -> bool:
+        """Whether an entry that covers up to `end` would hold anything."""
+        return bool(self._transactions) or self._watch.has_found(end)
+
     def add(self, chunk: Chunk) -> None:
         """Decode a chunk into the open segments. Raises DecodeError, StorageError."""
         decoded = self._decoder.decode(chunk)
         for batch in decoded.batches:
             self._segments.add(batch)
+            truncates = pc.equal(batch.events.column("_op"), "T")
+            if truncates.true_count:
+                last = pc.max(batch.events.column("_lsn").filter(truncates)).as_py()
+                self._truncates[batch.relation.oid] = Lsn(last)
         committed = decoded.transactions
         if committed.num_rows:
             changed = committed.filter(pc.greater(committed.column("events"), 0))
@@ -101,6 +114,8 @@ class Sealer:
         assert not self._decoder.in_transaction
         facts = self._catalog_facts(self._archive.contents.schema_fingerprint)
         finished: list[Finished] = self._segments.finish()
+        tables, baselines = self._new_baselines(end)
+        finished += [item for ready in baselines for item in ready.copied.finished]
         transactions = events = 0
         if self._transactions:
             table = self._transactions_table()
@@ -118,6 +133,8 @@ class Sealer:
             horizon_time=horizon_time,
             finished=finished,
             relations=self._shapes.take_new(),
+            baselines=[ready.copied.baseline for ready in baselines],
+            tables=tables,
             sequences=facts.sequences,
             schema_fingerprint=facts.schema_fingerprint,
             transactions=transactions,
@@ -127,6 +144,23 @@ class Sealer:
         self._messages.clear()
         self.bytes = 0
         return entry
+
+    def passed(self, streamed: Lsn) -> None:
+        """Everything that commits before `streamed` has been added."""
+        self._watch.passed(streamed, self._truncates)
+        self._truncates.clear()
+
+    def _new_baselines(self, end: Lsn) -> tuple[TableChanges, list[Ready]]:
+        """What the table watch has found, with the baselines up to `end` that fit the stream."""
+        tables, found = self._watch.take(end)
+        fitting = []
+        for ready in found:
+            if self._shapes.adopt(ready.copied.relation, ready.lsn):
+                fitting.append(ready)
+            else:
+                self._watch.refuse(ready)
+        closed = tuple(ready.gap for ready in fitting)
+        return replace(tables, gaps=(*tables.gaps, *closed)), fitting
 
     def abandon(self) -> None:
         """Drop what is not sealed, and go back to where the archive's last entry ended."""

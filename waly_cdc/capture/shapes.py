@@ -8,6 +8,7 @@ on is taken; where the catalog has moved on, columns are matched by name to the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from waly_cdc.decode.values import storage_of
 from waly_cdc.lsn import Lsn
@@ -54,6 +55,39 @@ class Shapes:
             return versions[-1]
         return self._add(relation, table, lsn)
 
+    def propose(self, table: Table, lsn: Lsn) -> RelationVersion:
+        """The version that the catalog describes, without making it known: for `adopt`."""
+        relation = table.to_stream()
+        versions = list(self._versions.get(relation.oid, []))
+        if versions and versions[-1].matches(relation):
+            return versions[-1]
+        return _make(relation, table, versions, lsn)
+
+    def adopt(self, proposed: RelationVersion, lsn: Lsn) -> bool:
+        """Make a proposed version known as in force at `lsn`, which the stream has passed. False
+        if the stream has shown other shapes meanwhile."""
+        versions = self._versions.setdefault(proposed.oid, [])
+        number = proposed.version - 1
+        if number > len(versions):
+            return False
+        if number == len(versions):
+            if versions and versions[-1].since >= lsn:
+                return False
+            proposed = replace(proposed, since=Lsn(lsn.value - 1))
+            versions.append(proposed)
+            self.new.append(proposed)
+            return True
+        known = versions[number]
+        if (known.columns, known.key) != (proposed.columns, proposed.key):
+            return False
+        if len(versions) > number + 1 and versions[number + 1].since < lsn:
+            return False
+        if known.since >= lsn:
+            earlier = replace(known, since=Lsn(lsn.value - 1))
+            versions[number] = earlier
+            self.new = [earlier if version is known else version for version in self.new]
+        return True
+
     def newest(self) -> list[RelationVersion]:
         """The last version of every relation."""
         return [versions[-1] for versions in self._versions.values()]
@@ -64,42 +98,49 @@ class Shapes:
 
     def _add(self, relation: StreamRelation, table: Table | None, lsn: Lsn) -> RelationVersion:
         versions = self._versions.setdefault(relation.oid, [])
-        agrees = table is not None and table.to_stream().columns == relation.columns
-        columns: list[Column] = []
-        taken = {column.stored for version in versions for column in version.columns}
-        for described, (attnum, former) in zip(
-            relation.columns, _former(relation, table, versions), strict=True
-        ):
-            storage = storage_of(described.type_oid, described.typmod)
-            stored = _known_column(versions, former, attnum, storage)
-            if stored is None or stored in {column.stored for column in columns}:
-                stored = stored_name(described.name, taken)
-            taken.add(stored)
-            columns.append(
-                Column(
-                    name=described.name,
-                    stored=stored,
-                    storage=storage,
-                    type_oid=described.type_oid,
-                    typmod=described.typmod,
-                    type_name=_type_name(described, table, versions),
-                    identity=described.identity,
-                    attnum=attnum,
-                )
-            )
-        version = RelationVersion(
-            oid=relation.oid,
-            version=len(versions) + 1,
-            schema=relation.schema,
-            name=relation.name,
-            replica_identity=relation.replica_identity,
-            columns=tuple(columns),
-            key=_key(relation, table if agrees else None, columns, versions),
-            since=lsn,
-        )
+        version = _make(relation, table, versions, lsn)
         versions.append(version)
         self.new.append(version)
         return version
+
+
+def _make(
+    relation: StreamRelation, table: Table | None, versions: Sequence[RelationVersion], lsn: Lsn
+) -> RelationVersion:
+    """The version that follows `versions`."""
+    agrees = table is not None and table.to_stream().columns == relation.columns
+    columns: list[Column] = []
+    taken = {column.stored for version in versions for column in version.columns}
+    for described, (attnum, former) in zip(
+        relation.columns, _former(relation, table, versions), strict=True
+    ):
+        storage = storage_of(described.type_oid, described.typmod)
+        stored = _known_column(versions, former, attnum, storage)
+        if stored is None or stored in {column.stored for column in columns}:
+            stored = stored_name(described.name, taken)
+        taken.add(stored)
+        columns.append(
+            Column(
+                name=described.name,
+                stored=stored,
+                storage=storage,
+                type_oid=described.type_oid,
+                typmod=described.typmod,
+                type_name=_type_name(described, table, versions),
+                identity=described.identity,
+                attnum=attnum,
+            )
+        )
+    return RelationVersion(
+        oid=relation.oid,
+        version=len(versions) + 1,
+        schema=relation.schema,
+        name=relation.name,
+        replica_identity=relation.replica_identity,
+        columns=tuple(columns),
+        key=_key(relation, table if agrees else None, columns, versions),
+        since=lsn,
+    )
 
 
 def _former(

@@ -24,6 +24,7 @@ from waly_cdc.capture.sealing import Sealer
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.capture.state import note_error
+from waly_cdc.capture.table_watch import TableWatch
 from waly_cdc.errors import SourceLost, WalyError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source.stream import ReplicationStream, plugin_options
@@ -77,8 +78,9 @@ def run(
         retries = _Retries(stop)
         while True:
             try:
-                _connected(archive, settings, once, stop, on_event, retries)
-                break
+                again = _connected(archive, settings, once, stop, on_event, retries)
+                if not once or not again or stop.is_set():
+                    break
             except SourceLost as error:
                 if once or not retries.had_stream:
                     raise
@@ -127,18 +129,24 @@ def _connected(
     stop: threading.Event,
     on_event: Callable[[str], None],
     retries: _Retries,
-) -> None:
-    """Capture over one connection. What an earlier one left in the journal is sealed first."""
+) -> bool:
+    """Capture over one connection. What an earlier one left in the journal is sealed first.
+
+    Whether a new baseline did not fit what the stream has shown, so that another is needed.
+    """
     contents = archive.contents
     with CatalogWatch(settings.dsn, on_event) as catalog:
         source = require_source(contents, catalog, settings)
         attribution = Attribution()
         shapes = Shapes(contents.relations, catalog.table)
-        sealer = Sealer(archive, shapes, attribution, catalog.facts)
+        watch = TableWatch(settings.dsn, source.slot, archive, shapes, on_event)
+        sealer = Sealer(archive, shapes, attribution, catalog.facts, watch)
         keeper = Keeper(archive, sealer, settings, catalog)
         if keeper.recover():
             on_event(f"sealed what the journal held, up to {contents.horizon}")
         require_slot(contents, catalog, source.slot)
+        if once:
+            watch.catch_up()
         target = catalog.observe() if once else None
         stream = ReplicationStream(
             settings.dsn, source.slot, contents.horizon, plugin_options(source.publications)
@@ -148,12 +156,16 @@ def _connected(
         sampler = Sampler(settings.dsn, attribution) if settings.sample else None
         if sampler is not None:
             sampler.start()
+        if not once:
+            watch.start()
         try:
             _receive(stream, keeper, target, stop)
         finally:
             if sampler is not None:
                 sampler.stop()
+            watch.stop()
             stream.close()
+        return watch.refused
 
 
 def _receive(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -11,6 +12,24 @@ from waly_cdc.source import catalog as source_catalog
 from waly_cdc.source import publication
 from waly_cdc.source import slot as source_slot
 from waly_cdc.source.connect import connect
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was dropped, what is left for its owner, and the statement by which that goes too."""
+
+    slot: str
+    dropped: tuple[str, ...]
+    left: tuple[str, ...]
+    fix_sql: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "slot": self.slot,
+            "dropped": list(self.dropped),
+            "left": list(self.left),
+            "fix_sql": self.fix_sql,
+        }
 
 
 def describe(dsn: str, slot: str | None) -> dict[str, Any]:
@@ -38,15 +57,16 @@ def describe(dsn: str, slot: str | None) -> dict[str, Any]:
     }
 
 
-def remove(dsn: str, slot: str | None) -> list[str]:
-    """Drop the slot and its publications; the names of what was dropped.
+def remove(dsn: str, slot: str | None) -> Removed:
+    """Drop the slot, and those of its publications that this role owns.
 
-    Raises SourceError where a sidecar uses the slot, UsageError where there is nothing to drop.
+    Publications that somebody else made for the role are left: without the slot they are harmless.
+    Raises SourceError where a sidecar uses the slot or the role may not drop it, UsageError where
+    there is nothing to drop.
     """
     with connect(dsn, application_name="waly slot") as connection:
         name, info = _find(connection, slot)
-        publications = sorted(publication.existing(connection, name))
-        if info is None and not publications:
+        if info is None and not publication.existing(connection, name):
             raise UsageError(f"there is no replication slot {name}, and no publication of it")
         if info is not None and info.active:
             raise SourceError(
@@ -55,8 +75,16 @@ def remove(dsn: str, slot: str | None) -> list[str]:
             )
         if info is not None:
             source_slot.drop(connection, name)
-        publication.drop(connection, name)
-    return ([f"slot {name}"] if info else []) + [f"publication {p}" for p in publications]
+        dropped, left = publication.drop(connection, name)
+    return Removed(
+        slot=name,
+        dropped=(
+            *([f"slot {name}"] if info is not None else []),
+            *(f"publication {each}" for each in dropped),
+        ),
+        left=tuple(f"publication {each}" for each in left),
+        fix_sql=publication.as_text([publication.dropping(left)])[0] if left else None,
+    )
 
 
 def _find(

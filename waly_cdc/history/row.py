@@ -11,10 +11,15 @@ from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import WalyError
+from waly_cdc.history.jsonb import pg_text
 from waly_cdc.history.log import parse_key, row_json
 from waly_cdc.history.moment import Moment
-from waly_cdc.history.rows import RowEvent, row_events
+from waly_cdc.history.rows import Key, RowEvent, Texts, has_key, row_events, row_hash
+from waly_cdc.history.session import identifier, rows
+from waly_cdc.history.state import state_query
+from waly_cdc.history.texts import column_text
 from waly_cdc.history.transactions import UNKNOWN_ACTOR, by_lsn
+from waly_cdc.relations import RelationVersion
 
 
 def show(
@@ -32,33 +37,39 @@ def show(
     """
     relation = contents.find_relation(table, moment.bound)
     wanted = parse_key(relation, key)
-    living: RowEvent | None = None
+    row = _row(connection, relation, state_query(contents, store, relation, moment.bound), wanted)
     last: RowEvent | None = None
     for event in row_events(connection, contents, store, relation, moment.bound, [wanted]):
-        if event.op == "T":
-            living = None
-        elif event.after is not None and event.key == wanted:
-            living = last = event
-        elif living is not None and event.version is not None and _ends(event, living):
-            living = None
-    if living is None:
+        if event.key == wanted and (event.op != "R" or last is None):
+            last = event
+    if row is None or last is None:
         raise WalyError(
             f"{relation.qualified_name} had no row {' '.join(key)} at {moment.bound}",
-            hint="its last change was at " + str(format_time(last.committed_at)) if last else None,
+            hint=f"its last change was at {format_time(last.committed_at)}" if last else None,
         )
-    transaction = by_lsn(contents, store, {living.lsn}).get(living.lsn)
+    transaction = by_lsn(contents, store, {last.lsn}).get(last.lsn)
     return {
         "table": relation.qualified_name,
-        "row": row_json(relation, living.after),
-        "version": living.version,
-        "row_hash": living.row_hash,
-        "lsn": str(transaction.end_lsn if transaction else living.lsn + 1),
-        "xid": living.xid or None,
-        "committed_at": format_time(living.committed_at),
+        "row": row_json(relation, row),
+        "version": last.version,
+        "row_hash": row_hash(relation, row),
+        "lsn": str(transaction.end_lsn if transaction else last.lsn + 1),
+        "xid": last.xid or None,
+        "committed_at": format_time(last.committed_at),
         "actor": dict(transaction.actor if transaction else UNKNOWN_ACTOR),
     }
 
 
-def _ends(event: RowEvent, living: RowEvent) -> bool:
-    """Whether the event deletes the living row or gives it another key."""
-    return event.before is not None and event.before == living.after
+def _row(
+    connection: duckdb.DuckDBPyConnection, relation: RelationVersion, state: str, key: Key
+) -> Texts | None:
+    """The row of a state that has that key, as PostgreSQL's texts."""
+    texts = ", ".join(f"{column_text(c)} AS {identifier(c.stored)}" for c in relation.columns)
+    statement = (
+        f"SELECT * FROM (SELECT {texts} FROM (\n{state}\n)) WHERE {has_key(relation, [key])}"
+    )
+    for values in rows(connection, statement):
+        found = {c.stored: pg_text(c, values[c.stored]) for c in relation.columns}
+        if tuple(found[stored] for stored in relation.key) == key:
+            return found
+    return None

@@ -78,13 +78,13 @@ def row_events(
     keys: Sequence[Key] | None = None,
 ) -> Iterator[RowEvent]:
     """Events before `bound`, oldest first, of the rows that have or had one of `keys` (None: of all
-    rows). Baseline images come as events of op `R`, of the oldest baseline only."""
+    rows). Baseline images come as events of op `R`; those of later baselines repeat the version."""
     source = _source(contents, store, relation, bound)
     if source is None:
         return
     if keys is not None and relation.key:
         found = _follow(connection, source, relation, keys)
-        where = _has_key(relation, found)
+        where = _touches_key(relation, found)
     else:
         where = "TRUE"
     statement = f"{source} SELECT * FROM texts WHERE {where} ORDER BY _lsn, _seq"
@@ -104,8 +104,6 @@ def _source(
 ) -> str | None:
     """A WITH clause whose table `texts` has the relation's events with every value as text."""
     files = [f for f in contents.event_files(relation.oid) if f.first_lsn < bound]
-    oldest = min((f.first_lsn for f in files if f.kind == "baseline"), default=None)
-    files = [f for f in files if f.kind == "events" or f.first_lsn == oldest]
     if not files:
         return None
     old = relation.key_columns or relation.columns
@@ -139,15 +137,22 @@ def _old_text(column: Column) -> str:
     return column_text(renamed, old_raw_name(column))
 
 
-def _has_key(relation: RelationVersion, keys: Sequence[Key]) -> str:
+def has_key(relation: RelationVersion, keys: Sequence[Key]) -> str:
+    """A condition on rows of texts: they have one of the keys."""
+    return _in(relation, [identifier(column.stored) for column in relation.key_columns], keys)
+
+
+def _touches_key(relation: RelationVersion, keys: Sequence[Key]) -> str:
     """A condition on `texts`: the event has or had one of the keys, or is a truncate."""
-    own = [identifier(column.stored) for column in relation.key_columns]
     old = [old_name(column) for column in relation.key_columns]
+    return f"(_op = 'T' OR {has_key(relation, keys)} OR {_in(relation, old, keys)})"
+
+
+def _in(relation: RelationVersion, names: Sequence[str], keys: Sequence[Key]) -> str:
     listed = ", ".join(
         f"({', '.join(map(_key_literal, relation.key_columns, key))})" for key in keys
     )
-    parts = [f"({', '.join(names)}) IN ({listed})" for names in (own, old)]
-    return f"(_op = 'T' OR {' OR '.join(parts)})"
+    return f"({', '.join(names)}) IN ({listed})"
 
 
 def _key_literal(column: Column, text: str | None) -> str:
@@ -178,7 +183,7 @@ def _follow(
         found = rows(
             connection,
             f"{source} SELECT DISTINCT {', '.join(own + old)} FROM texts"
-            f" WHERE {changed} AND {_has_key(relation, sorted(known, key=str))}",
+            f" WHERE {changed} AND {_touches_key(relation, sorted(known, key=str))}",
         )
         width = len(own)
         more = {
@@ -215,6 +220,13 @@ class _Walk:
         if op == "U" and values["_has_before"]:
             old_key = tuple(pg_text(c, values["old " + c.stored]) for c in relation.key_columns)
         before = self._living.pop(old_key, None)
+        if op == "R" and key in self._versions:
+            # A later baseline: rows may have changed without events since the last one.
+            self._living[key] = own
+            return self._event(values, key, self._versions[key], before, own)
+        if op == "I":
+            # A row of that key before it can only be one whose end came without an event.
+            before = None
         version = max(self._versions.get(old_key, 0), self._versions.get(key, 0)) + 1
         self._versions[key] = version
         if op == "D":

@@ -47,8 +47,17 @@ class _Span:
 def state_files(contents: Contents, relation: RelationVersion, bound: Lsn) -> list[File]:
     """The files that the state at `bound` is made of: a baseline and the events after it.
 
-    Raises PointNotInArchive before the relation's first baseline.
+    Raises PointNotInArchive before the relation's first baseline, and in a gap.
     """
+    gap = contents.gap_at(relation.oid, bound)
+    if gap is not None:
+        raise PointNotInArchive(
+            f"the rows of {relation.qualified_name} at {bound} are not known: {gap.reason}"
+            f" after {gap.start}",
+            hint=f"from {gap.end} on they are"
+            if gap.end
+            else "the sidecar is taking a new baseline of it: `waly status` tells",
+        )
     files = contents.event_files(relation.oid)
     baseline = contents.baseline_for(relation.oid, bound)
     beginning = contents.beginning

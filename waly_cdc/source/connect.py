@@ -184,6 +184,10 @@ _RETRY_STATES = frozenset({"53300", "40001", "40P01", "55P03"})
 _AUTHENTICATION_HINT = (
     "set the password in ~/.pgpass, PGPASSWORD, a service file or the connection string"
 )
+_REJECTED_HINT = (
+    "is the password right? It is taken from the connection string, PGPASSWORD, a service file or"
+    " ~/.pgpass; the server says the same of a user that does not exist"
+)
 _HBA_HINT = "add a line for this user, database and address to the server's pg_hba.conf, and reload"
 _REPLICATION_HINT = (
     "as a superuser: ALTER ROLE … REPLICATION (`waly check --fix-sql` prints the statement)"
@@ -196,7 +200,7 @@ _SENDERS_HINT = "raise max_wal_senders and restart the server, or end a connecti
 _CONNECTIONS_HINT = "raise max_connections, or end connections that nobody uses"
 
 _HINTS = {
-    "28P01": _AUTHENTICATION_HINT,
+    "28P01": _REJECTED_HINT,
     "28000": _HBA_HINT,
     "3D000": "check the database's name: psql -l lists them",
     "42501": "`waly check --fix-sql` prints the statements that grant what the role lacks",
@@ -214,7 +218,7 @@ _HINTS = {
 # By parts of libpq's messages, most telling first. Those the server sends are in its own language
 # (lc_messages): what is not recognised gets no hint.
 _REFUSALS = (
-    ("password authentication failed", _AUTHENTICATION_HINT),
+    ("password authentication failed", _REJECTED_HINT),
     ("no password supplied", _AUTHENTICATION_HINT),
     ("no pg_hba.conf entry", _HBA_HINT),
     ("pg_hba.conf rejects", _HBA_HINT),

@@ -1,37 +1,11 @@
-"""Heaps: where a table's rows lie, which tells what no event does.
-
-A statement that rewrites a table (ALTER COLUMN … TYPE, ADD COLUMN with a volatile default, …) gives
-it a new heap and sends no event for the rows in it. ADD COLUMN with a constant default leaves the
-heap alone: rows from before have the default without holding it (PostgreSQL documentation, section
-51.7, `pg_attribute.attmissingval`).
-"""
+"""The heaps of all tables, as the catalog has them now."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 
 from waly_cdc.source.connect import source_errors
-
-
-@dataclass(frozen=True, slots=True)
-class Heap:
-    """A table's heap by its file, and the attnums of columns that older rows have a default for
-    without holding it."""
-
-    oid: int
-    filenode: int
-    filled: tuple[int, ...]
-
-    def to_json(self) -> list[Any]:
-        return [self.oid, self.filenode, list(self.filled)]
-
-    @classmethod
-    def from_json(cls, data: list[Any]) -> Heap:
-        oid, filenode, filled = data
-        return cls(oid, filenode, tuple(filled))
+from waly_cdc.tables import Heap
 
 
 def heaps(connection: psycopg.Connection) -> dict[int, Heap]:

@@ -15,10 +15,11 @@ import psycopg
 
 from waly_cdc import embedded
 from waly_cdc.findings import FAIL, PASS, WARN, Finding
-from waly_cdc.relations import quote_identifier
 from waly_cdc.source import catalog, slot
 from waly_cdc.source.connect import connect, source_errors
-from waly_cdc.source.preflight_tables import TABLE_CHECKS, Look
+from waly_cdc.source.preflight_look import Look
+from waly_cdc.source.preflight_role import ROLE_CHECKS
+from waly_cdc.source.preflight_tables import TABLE_CHECKS
 
 OLDEST, NEWEST = 14, 18
 """The major versions of PostgreSQL that waly is made for."""
@@ -29,6 +30,9 @@ _PATIENCE_SECONDS = 10
 
 _UNFIT_ENCODINGS = ("SQL_ASCII", "MULE_INTERNAL")
 _SHORT_TIMEOUT_MS = 10_000
+_RELOAD = "SELECT pg_reload_conf();"
+_RESTART = f"{_RELOAD}\n-- then restart the server"
+"""After a setting that only a restart changes: the reload makes the server say that it waits."""
 
 
 def check(dsn: str, archive: Path | None, slot_name: str | None = None) -> list[Finding]:
@@ -57,7 +61,7 @@ def _server_findings(connection: psycopg.Connection, slot_name: str | None) -> I
         "connection",
         PASS,
         facts.database,
-        f"reachable as role {facts.role}, at {facts.current_lsn}",
+        f"the database is reachable as role {facts.role}, at {facts.current_lsn}",
     )
     encoding = _encoding(facts)
     yield encoding
@@ -70,7 +74,7 @@ def _server_findings(connection: psycopg.Connection, slot_name: str | None) -> I
         slot_name=slot.check_name(slot_name or slot.default_name(facts.database)),
         tables=catalog.tables(connection, unlogged=True),
     )
-    for examine in (*_SERVER_CHECKS, *TABLE_CHECKS):
+    for examine in (*_SERVER_CHECKS, *ROLE_CHECKS, *TABLE_CHECKS):
         yield from examine(look)
 
 
@@ -80,10 +84,10 @@ def _encoding(facts: catalog.ServerFacts) -> Finding:
             "encoding",
             FAIL,
             facts.database,
-            f"encoding {facts.encoding} cannot be converted to UTF8, so texts have no certain"
+            f"the encoding {facts.encoding} cannot be converted to UTF8, so texts have no certain"
             " meaning: dump the database and load it into one with encoding UTF8",
         )
-    return Finding("encoding", PASS, facts.database, f"encoding {facts.encoding}")
+    return Finding("encoding", PASS, facts.database, f"the encoding is {facts.encoding}")
 
 
 def _version(look: Look) -> Iterator[Finding]:
@@ -105,29 +109,26 @@ def _wal_level(look: Look) -> Iterator[Finding]:
     level = look.facts.wal_level
     if level == "logical":
         yield Finding("wal_level", PASS, "server", "wal_level is logical")
-    else:
-        yield Finding(
-            "wal_level",
-            FAIL,
-            "server",
-            f"wal_level is {level}, and logical replication needs logical; restart the server after"
-            " the change",
-            "ALTER SYSTEM SET wal_level = 'logical';",
-        )
+        return
+    yield Finding(
+        "wal_level",
+        FAIL,
+        "server",
+        f"wal_level is {level}, and logical replication needs logical"
+        + _restart(look, "wal_level"),
+        _after_restart(look, "wal_level", "'logical'"),
+    )
 
 
-def _role(look: Look) -> Iterator[Finding]:
-    role = look.facts.role
-    if look.facts.can_replicate:
-        yield Finding("replication", PASS, role, "may use replication")
-    else:
-        yield Finding(
-            "replication",
-            FAIL,
-            role,
-            "may not use replication: it has not the REPLICATION attribute",
-            f"ALTER ROLE {quote_identifier(role)} REPLICATION;",
-        )
+def _restart(look: Look, name: str) -> str:
+    if name in look.waiting:
+        return f": another {name} is set, and waits for a restart of the server"
+    return "; the change takes a restart of the server"
+
+
+def _after_restart(look: Look, name: str, value: str) -> str | None:
+    """The statement for a setting that only a restart changes; None if one is waited for."""
+    return None if name in look.waiting else f"ALTER SYSTEM SET {name} = {value}; {_RESTART}"
 
 
 def _free_slot(look: Look) -> Iterator[Finding]:
@@ -142,14 +143,14 @@ def _free_slot(look: Look) -> Iterator[Finding]:
         ("max_wal_senders", senders, look.facts.max_wal_senders, bool(found and found.active)),
     ):
         if used < limit or held:
-            yield Finding(name, PASS, "server", f"{used} of {name} = {limit} in use")
+            yield Finding(name, PASS, "server", f"{used} of {name} = {limit} are in use")
         else:
             yield Finding(
                 name,
                 FAIL,
                 "server",
-                f"all of {name} = {limit} are in use; restart the server after the change",
-                f"ALTER SYSTEM SET {name} = {limit + 5};",
+                f"all of {name} = {limit} are in use{_restart(look, name)}",
+                _after_restart(look, name, str(limit + 5)),
             )
 
 
@@ -157,22 +158,24 @@ def _slot(look: Look) -> Iterator[Finding]:
     found = look.slot_info
     dropping = f"SELECT pg_drop_replication_slot('{look.slot_name}');"
     if found is None:
-        yield Finding("slot", PASS, look.slot_name, "does not exist yet: `waly init` makes it")
+        message = "the slot does not exist yet: `waly init` makes it"
+        yield Finding("slot", PASS, look.slot_name, message)
     elif found.database != look.facts.database or found.plugin != _PLUGIN:
         yield Finding(
             "slot",
             FAIL,
             look.slot_name,
-            f"belongs to database {found.database} and plugin {found.plugin}: choose another name"
-            " with --slot",
+            f"the slot belongs to database {found.database} and plugin {found.plugin}: choose"
+            " another name with --slot",
         )
     elif found.lost:
+        reason = found.invalidation or "log that it needs was removed"
         yield Finding(
             "slot",
             FAIL,
             look.slot_name,
-            f"is lost ({found.invalidation or 'log that it needs was removed'}): history has a gap"
-            " from here; drop it and begin a new archive",
+            f"the slot is lost ({reason}): history has a gap from here; drop it and begin a"
+            " new archive",
             dropping,
         )
     elif found.wal_status == "unreserved":
@@ -180,17 +183,19 @@ def _slot(look: Look) -> Iterator[Finding]:
             "slot",
             WARN,
             look.slot_name,
-            f"is about to be lost: it retains {found.retained_bytes} bytes, more than the server"
-            " is set to keep; run the sidecar",
+            f"the slot is about to be lost: it retains {_size(found.retained_bytes)} of log, more"
+            " than the server is set to keep; run the sidecar",
         )
     elif found.active:
-        yield Finding("slot", PASS, look.slot_name, f"is being read by process {found.active_pid}")
+        message = f"the slot is being read by process {found.active_pid}"
+        yield Finding("slot", PASS, look.slot_name, message)
     else:
         yield Finding(
             "slot",
             PASS,
             look.slot_name,
-            f"exists, retains {found.retained_bytes} bytes of log, and nobody reads it now",
+            f"the slot exists, retains {_size(found.retained_bytes)} of log, and nobody reads it"
+            " now",
         )
 
 
@@ -205,32 +210,38 @@ def _retention(look: Look) -> Iterator[Finding]:
             "max_slot_wal_keep_size",
             WARN,
             "server",
-            "is unlimited: while the sidecar is away, log is kept for it until the disk is full."
-            " With a limit the slot is lost there instead, which leaves a gap in history: choose"
-            " one that fits the disk",
-            "ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'; SELECT pg_reload_conf();",
+            "max_slot_wal_keep_size is unlimited: while the sidecar is away, log is kept for it"
+            " until the disk is full. With a limit the slot is lost there instead, which leaves a"
+            " gap in history: choose one that fits the disk",
+            f"ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'; {_RELOAD}",
         )
     else:
-        message = f"is {limit} MB: a sidecar that falls back further loses its slot"
+        kept = _size(int(limit) << 20) if limit else "not known"
+        message = (
+            f"max_slot_wal_keep_size is {kept}: a sidecar that falls back further loses its slot"
+        )
         yield Finding("max_slot_wal_keep_size", PASS, "server", message)
     if idle not in (None, "0"):
         yield Finding(
             "idle_replication_slot_timeout",
             WARN,
             "server",
-            f"is {idle} s: a sidecar that is away for longer loses its slot",
-            "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+            f"idle_replication_slot_timeout is {idle} s: a sidecar that is away for longer loses"
+            " its slot",
+            f"ALTER SYSTEM SET idle_replication_slot_timeout = 0; {_RELOAD}",
         )
     if 0 < int(sender or 0) < _SHORT_TIMEOUT_MS:
         yield Finding(
             "wal_sender_timeout",
             WARN,
             "server",
-            f"is {sender} ms: a short stall of disk or network breaks the stream",
-            "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();",
+            f"wal_sender_timeout is {sender} ms: a short stall of disk or network breaks the"
+            " stream",
+            f"ALTER SYSTEM SET wal_sender_timeout = '60s'; {_RELOAD}",
         )
     else:
-        yield Finding("wal_sender_timeout", PASS, "server", f"is {sender} ms")
+        message = f"wal_sender_timeout is {sender} ms"
+        yield Finding("wal_sender_timeout", PASS, "server", message)
 
 
 def _plugin(look: Look) -> Iterator[Finding]:
@@ -238,7 +249,7 @@ def _plugin(look: Look) -> Iterator[Finding]:
     # None also where the role may not see it.
     allowed = look.settings.get("output_plugin_libraries")
     if allowed is None or _PLUGIN in listed_names(allowed):
-        yield Finding("output_plugin", PASS, _PLUGIN, "may be used")
+        yield Finding("output_plugin", PASS, _PLUGIN, "the output plugin may be used")
         return
     names = [*(name for name in listed_names(allowed) if "," not in name), _PLUGIN]
     listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
@@ -246,8 +257,9 @@ def _plugin(look: Look) -> Iterator[Finding]:
         "output_plugin",
         FAIL,
         _PLUGIN,
-        f"may not be used: output_plugin_libraries is {allowed}. Each name needs quotes of its own",
-        f"ALTER SYSTEM SET output_plugin_libraries = {listed}; SELECT pg_reload_conf();",
+        f"the output plugin may not be used: output_plugin_libraries is {allowed}. Each name needs"
+        " quotes of its own",
+        f"ALTER SYSTEM SET output_plugin_libraries = {listed}; {_RELOAD}",
     )
 
 
@@ -276,18 +288,17 @@ def _blockers(look: Look) -> Iterator[Finding]:
             "open_transaction",
             WARN,
             blocker.what,
-            f"has been open {since}: `waly init` waits until it ends",
+            f"the transaction has been open {since}: `waly init` waits until it ends",
             blocker.end_sql,
         )
     if not long:
-        message = "none has been open for long: `waly init` has nothing to wait for"
+        message = "no transaction has been open for long: `waly init` has nothing to wait for"
         yield Finding("open_transaction", PASS, "transactions", message)
 
 
 _SERVER_CHECKS: tuple[Callable[[Look], Iterator[Finding]], ...] = (
     _version,
     _wal_level,
-    _role,
     _free_slot,
     _slot,
     _retention,
@@ -307,11 +318,11 @@ def _archive_findings(archive: Path, database_bytes: int) -> list[Finding]:
         return [Finding("archive", FAIL, subject, f"no permission to write in {folder}")]
     free = shutil.disk_usage(folder).free
     enough = free >= database_bytes
-    message = f"{free} bytes are free, and the database has {database_bytes}"
+    message = f"{_size(free)} are free; the database has {_size(database_bytes)}"
     if not enough:
         message += ": a baseline takes less, being compressed, but the changes come on top"
     return [
-        Finding("archive", PASS, subject, "can be written"),
+        Finding("archive", PASS, subject, "the archive's folder can be written"),
         Finding("free_space", PASS if enough else WARN, subject, message),
     ]
 
@@ -327,4 +338,13 @@ def _pg_dump(major: int) -> Finding:
             " schema, and restores need one made by other means; install"
             f" postgresql-client-{major}",
         )
-    return Finding("pg_dump", PASS, "pg_dump", str(program))
+    return Finding("pg_dump", PASS, "pg_dump", f"the program is {program}")
+
+
+def _size(number: int | None) -> str:
+    """Bytes for people."""
+    if number is None:
+        return "an unknown amount"
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(number.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{number / (1 << 10 * power):.{1 if power else 0}f} {units[power]}"

@@ -112,12 +112,27 @@ def changes(
     statements = []
     if everything and not everything.every_table:
         missing = [table for table in tables if _id(table) not in everything.tables]
-        statements += _alter(everything, "ADD", missing)
+        statements += [addition(everything.name, missing)] if missing else []
     if keyed:
         broken = [t for t in tables if not t.followed and _id(t) in keyed.tables]
         missing = [t for t in tables if t.followed and _id(t) not in keyed.tables]
-        statements += _alter(keyed, "DROP", broken) + _alter(keyed, "ADD", missing)
+        statements += [removal(keyed.name, broken)] if broken else []
+        statements += [addition(keyed.name, missing)] if missing else []
     return statements
+
+
+def addition(name: str, tables: Sequence[Table]) -> sql.Composed:
+    """The statement that adds tables to a publication."""
+    return sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(
+        sql.Identifier(name), _listed(tables)
+    )
+
+
+def removal(name: str, tables: Sequence[Table]) -> sql.Composed:
+    """The statement that takes tables out of a publication."""
+    return sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(
+        sql.Identifier(name), _listed(tables)
+    )
 
 
 def ensure(
@@ -141,13 +156,23 @@ def as_text(statements: Sequence[sql.Composed]) -> list[str]:
     return [statement.as_string() + ";" for statement in statements]
 
 
-def drop(connection: psycopg.Connection, slot: str) -> None:
-    """Drop the slot's publications, if they exist. Raises SourceError."""
-    with source_errors(), connection.transaction():
-        for name in names(slot):
-            connection.execute(
-                sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name))
-            )
+def drop(connection: psycopg.Connection, slot: str) -> tuple[list[str], list[str]]:
+    """Drop those of the slot's publications that this role owns. Raises SourceError.
+
+    Returns the names of what was dropped, and of what is left for its owner.
+    """
+    found = [publication for publication in look(connection, slot) if publication]
+    apply(connection, [dropping([each.name]) for each in found if each.owned])
+    return (
+        [each.name for each in found if each.owned],
+        [each.name for each in found if not each.owned],
+    )
+
+
+def dropping(names: Sequence[str]) -> sql.Composed:
+    """The statement that drops publications."""
+    listed = sql.SQL(", ").join(map(sql.Identifier, names))
+    return sql.SQL("DROP PUBLICATION {}").format(listed)
 
 
 # Row filters and column lists came with PostgreSQL 15.
@@ -214,14 +239,6 @@ def _create(name: str, which: sql.Composable, actions: str) -> sql.Composed:
 def _for_tables(tables: Sequence[Table]) -> sql.Composable:
     # A publication without a table is one: it publishes nothing yet.
     return sql.SQL("FOR TABLE {} ").format(_listed(tables)) if tables else sql.SQL("")
-
-
-def _alter(publication: Publication, verb: str, tables: Sequence[Table]) -> list[sql.Composed]:
-    if not tables:
-        return []
-    action = sql.SQL("ADD TABLE {}" if verb == "ADD" else "DROP TABLE {}").format(_listed(tables))
-    name = sql.Identifier(publication.name)
-    return [sql.SQL("ALTER PUBLICATION {} {}").format(name, action)]
 
 
 def _listed(tables: Sequence[Table]) -> sql.Composed:

@@ -9,7 +9,7 @@ from waly_cdc.cli.rendering import SEVERITY_STYLES
 
 
 @click.command("check")
-@click.option("--fix-sql", is_flag=True, help="Print only the statements that mend what was found.")
+@click.option("--fix-sql", is_flag=True, help="Print only a psql script that mends what was found.")
 @click.option("--slot", metavar="NAME", help="Slot (default: named after the database).")
 @global_options
 @pass_state
@@ -17,9 +17,12 @@ def command(state: State, fix_sql: bool, slot: str | None) -> int:
     """Look whether server, role, tables and archive are ready for capture.
 
     Only reads; runs nothing that changes anything. Exit code 6 for a blocking problem.
+
+    --fix-sql prints what a superuser runs with psql: statements that capture needs, and in comments
+    those that are a matter of choice.
     """
     from waly_cdc.findings import FAIL, worst
-    from waly_cdc.source import preflight
+    from waly_cdc.source import preflight, preflight_script
 
     state.set(slot=slot)
     config = state.config
@@ -27,16 +30,15 @@ def command(state: State, fix_sql: bool, slot: str | None) -> int:
     result = worst(findings)
     exit_code = 6 if result == FAIL else 0
     if fix_sql and not state.json:
-        statements = dict.fromkeys(found.fix_sql for found in findings if found.fix_sql)
-        state.output.text("\n".join(statements) or "-- nothing to mend")
+        state.output.text(preflight_script.script(findings))
         return exit_code
 
     def render(console: Console) -> None:
-        for found in findings:
+        for found, following in zip(findings, [*findings[1:], None], strict=True):
             line = Text(f"{found.severity.upper():4} ", style=SEVERITY_STYLES[found.severity])
             line.append(f"{found.subject}: {found.message}", style="default")
             console.print(line)
-            if found.fix_sql:
+            if found.fix_sql and (following is None or found.fix_sql != following.fix_sql):
                 for statement in found.fix_sql.splitlines():
                     console.print(Text(f"       {statement}", style="cyan"))
         console.print(Text(f"result: {result}", style=SEVERITY_STYLES[result]))

@@ -1,6 +1,8 @@
 """`waly slot show|drop`"""
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from waly_cdc.cli.archive import open_archive
 from waly_cdc.cli.options import State, global_options, pass_state
@@ -38,7 +40,8 @@ def show(state: State, slot: str | None) -> None:
 def drop(state: State, yes: bool, slot: str | None) -> None:
     """Drop the slot and its publications: everything waly made on the server.
 
-    The archive stays. What the database does from then on is not in it, and it cannot go on.
+    Publications of another owner are left, with the statement that drops them. The archive stays.
+    What the database does from then on is not in it, and it cannot go on.
     """
     from waly_cdc.capture import teardown
 
@@ -52,8 +55,17 @@ def drop(state: State, yes: bool, slot: str | None) -> None:
             f"dropping slot {name} leaves a gap: {gap}", hint="to do it: waly slot drop --yes"
         )
     done = teardown.remove(config["dsn"] or "", name)
-    answer = {"slot": name, "dropped": done, "gap_from": horizon}
-    state.output.result(answer, lambda console: console.print(f"dropped {', '.join(done)}; {gap}"))
+
+    def render(console: Console) -> None:
+        if done.dropped:
+            console.print(Text(f"dropped {', '.join(done.dropped)}; {gap}"))
+        if done.left:
+            console.print(
+                Text(f"left {', '.join(done.left)}, of another owner, who drops them with:")
+            )
+            console.print(Text(f"       {done.fix_sql}", style="cyan"))
+
+    state.output.result({**done.to_json(), "gap_from": horizon}, render)
 
 
 def _slot_name(state: State) -> str | None:

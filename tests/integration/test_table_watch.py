@@ -1,0 +1,245 @@
+"""Tables that are made, rewritten, truncated and dropped while they are captured."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import psycopg
+import pytest
+
+from tests.integration.sample import live_rows
+from waly_cdc.archive.contents import Contents, load
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.capture.initialise import initialise
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.capture.sidecar import run
+from waly_cdc.errors import PointNotInArchive
+from waly_cdc.history.jsonb import pg_text
+from waly_cdc.history.session import identifier, session
+from waly_cdc.history.state import state_query
+from waly_cdc.history.texts import column_text
+from waly_cdc.lsn import Lsn
+
+SCHEMA = """
+create table kept (id int primary key, v text);
+create table doomed (id int primary key);
+insert into kept select n, 'v' || n from generate_series(1, 50) n;
+insert into doomed values (1);
+"""
+
+CHANGES = {
+    "a new table": (
+        "create table newborn (id int primary key, v text)",
+        "insert into newborn values (1, 'a'), (2, 'b')",
+        "update newborn set v = 'u' where id = 1",
+        "delete from newborn where id = 2",
+    ),
+    "a table made from a query": ("create table made as select n from generate_series(1, 5) n",),
+    "a constant default": (
+        "alter table kept add column x int not null default 42",
+        "update kept set v = 'touched' where id = 1",
+    ),
+    "a volatile default": ("alter table kept add column y uuid default gen_random_uuid()",),
+    "a new type of the key": (
+        "alter table kept alter id type bigint",
+        "update kept set v = 'after' where id = 2",
+    ),
+    "a type with using": ("alter table kept alter v type text using upper(v)",),
+    "the same type with using": (
+        "alter table kept alter v type varchar(90) using v || '!'",
+        "alter table kept alter v type varchar(90) using v || '?'",
+    ),
+    "a table of the same name": (
+        "drop table doomed",
+        "create table doomed (id int primary key, other text)",
+        "insert into doomed values (7, 'other')",
+        "update doomed set other = 'again'",
+    ),
+    "a partition": (
+        "create table parts (id int, primary key (id)) partition by range (id)",
+        "create table parts_1 partition of parts for values from (0) to (10)",
+        "insert into parts values (3)",
+        "update parts set id = 4",
+    ),
+    "moved to another schema": (
+        "create schema other",
+        "alter table kept set schema other",
+        "update other.kept set v = 'moved' where id = 4",
+    ),
+    "vacuumed": ("vacuum full kept", "update kept set v = 'v' where id = 1"),
+    "truncated": ("truncate kept", "insert into kept values (1, 'new')"),
+    "a key that came later": (
+        "create table keyless (id int, v text)",
+        "insert into keyless values (1, 'a'), (2, 'b')",
+        "alter table keyless add primary key (id)",
+        "update keyless set v = 'c' where id = 1",
+        "delete from keyless where id = 2",
+    ),
+}
+
+
+@pytest.fixture
+def settings(database: str, work_dir: Path) -> CaptureSettings:
+    _execute(database, SCHEMA)
+    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.2, sample=False)
+    initialise(settings)
+    return settings
+
+
+def _execute(dsn: str, *statements: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+@contextmanager
+def _running(settings: CaptureSettings) -> Iterator[None]:
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run(settings, stop=stop)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+    assert not errors, errors
+    assert not thread.is_alive()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def _archived_rows(settings: CaptureSettings, bound: Lsn | None = None) -> dict[str, list[str]]:
+    """The rows of every table as of a point, as PostgreSQL prints rows."""
+    store = LocalStore(settings.archive)
+    contents = load(store)
+    bound = bound or contents.horizon
+    found = {}
+    with session() as connection:
+        for oid in contents.relations:
+            relation = contents.version_at(oid, bound)
+            if relation is not None:
+                state = state_query(contents, store, relation, bound)
+                found[f"{relation.schema}.{relation.name}"] = _rows(connection, relation, state)
+    return found
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, relation, state: str) -> list[str]:  # type: ignore[no-untyped-def]
+    texts = [f"{column_text(c)} as {identifier(c.stored)}" for c in relation.columns]
+    rows = connection.execute(f"select {', '.join(texts)} from ({state})").fetchall()
+    return sorted(
+        "("
+        + ",".join(
+            _in_row(pg_text(column, text))
+            for column, text in zip(relation.columns, row, strict=True)
+        )
+        + ")"
+        for row in rows
+    )
+
+
+def _in_row(text: str | None) -> str:
+    if text is None:
+        return ""
+    quoted = not text or any(character in text for character in '(),"\\ \n')
+    return '"' + text.replace("\\", "\\\\").replace('"', '""') + '"' if quoted else text
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_after_a_run_the_archive_has_what_the_server_has(
+    settings: CaptureSettings, change: str
+) -> None:
+    _execute(settings.dsn, *CHANGES[change])
+    run(settings, once=True)
+    assert _archived_rows(settings) == live_rows(settings.dsn)
+    run(settings, once=True)
+    assert _archived_rows(settings) == live_rows(settings.dsn)
+
+
+def test_a_running_sidecar_catches_up_with_all_of_it(settings: CaptureSettings) -> None:
+    store = LocalStore(settings.archive)
+
+    def caught_up() -> bool:
+        contents = load(store)
+        if any(gap.end is None for gap in contents.gaps):
+            return False
+        try:
+            return _archived_rows(settings) == live_rows(settings.dsn)
+        except PointNotInArchive:
+            return False
+
+    with _running(settings):
+        for name, statements in CHANGES.items():
+            if name != "moved to another schema":
+                _execute(settings.dsn, *statements)
+                time.sleep(0.3)
+        _wait(caught_up)
+    assert _archived_rows(settings) == live_rows(settings.dsn)
+
+
+def test_a_truncate_takes_no_new_baseline_while_the_sidecar_runs(
+    settings: CaptureSettings,
+) -> None:
+    store = LocalStore(settings.archive)
+
+    def events() -> int:
+        return load(store).events
+
+    with _running(settings):
+        for number in range(3):
+            _execute(settings.dsn, "truncate kept", f"insert into kept values ({number}, 'x')")
+            _wait(lambda number=number: events() == 2 * (number + 1))
+            time.sleep(2.5)
+    contents = load(store)
+    assert contents.gaps == []
+    assert len(contents.baselines) == 2
+    assert _archived_rows(settings) == live_rows(settings.dsn)
+
+
+def test_between_the_change_and_the_new_baseline_nothing_is_guessed(
+    settings: CaptureSettings,
+) -> None:
+    before = load(LocalStore(settings.archive)).horizon
+    rows = live_rows(settings.dsn)
+    _execute(
+        settings.dsn,
+        "alter table kept alter v type text using upper(v)",
+        "insert into doomed values (2)",
+    )
+    run(settings, once=True)
+    contents: Contents = load(LocalStore(settings.archive))
+    (gap,) = contents.gaps
+    assert gap.start == before
+    assert gap.end is not None
+    assert _archived_rows(settings, before) == rows
+    assert _archived_rows(settings, gap.end) == live_rows(settings.dsn)
+    middle = Lsn(gap.end.value - 1)
+    with pytest.raises(PointNotInArchive, match="its rows were rewritten"):
+        _archived_rows(settings, middle)
+
+
+def test_a_dropped_table_is_gone_from_then_on_and_still_there_before(
+    settings: CaptureSettings,
+) -> None:
+    before = load(LocalStore(settings.archive)).horizon
+    _execute(settings.dsn, "drop table doomed")
+    run(settings, once=True)
+    assert "public.doomed" not in _archived_rows(settings)
+    assert _archived_rows(settings, before)["public.doomed"] == ["(1)"]
