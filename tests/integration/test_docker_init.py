@@ -178,16 +178,16 @@ def test_what_check_prints_for_a_database_that_exists_amounts_to_the_same(
                     there.execute((finding.fix_sql or "").encode())
             assert _rights(there, role) == _rights(admin, "waly")
             assert _published(there) == _published(admin)
-            there.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
     finally:
         server.drop_database(other)
+        admin.execute(f"DROP ROLE IF EXISTS {role}".encode())
 
 
 def _rights(connection: psycopg.Connection, role: str) -> tuple[object, ...] | None:
     return connection.execute(
         "SELECT rolcanlogin, rolsuper, rolcreaterole, rolreplication, rolbypassrls,"
-        " (SELECT array_agg(roleid::regrole::text ORDER BY 1) FROM pg_auth_members m"
-        "  WHERE m.member = r.oid)"
+        " (SELECT array_agg(roleid::regrole::text ORDER BY roleid::regrole::text)"
+        "  FROM pg_auth_members m WHERE m.member = r.oid)"
         " FROM pg_roles r WHERE rolname = %s",
         (role,),
     ).fetchone()
@@ -196,7 +196,7 @@ def _rights(connection: psycopg.Connection, role: str) -> tuple[object, ...] | N
 def _published(connection: psycopg.Connection) -> list[tuple[object, ...]]:
     return connection.execute(
         "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot,"
-        " (SELECT array_agg(t.schemaname || '.' || t.tablename ORDER BY 1)"
+        " (SELECT array_agg(t.schemaname || '.' || t.tablename ORDER BY t.schemaname, t.tablename)"
         "  FROM pg_publication_tables t WHERE t.pubname = p.pubname)"
         " FROM pg_publication p ORDER BY pubname"
     ).fetchall()

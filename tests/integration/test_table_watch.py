@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +23,15 @@ from waly_cdc.capture.initialise import initialise
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.sidecar import run
 from waly_cdc.errors import PointNotInArchive
-from waly_cdc.history.jsonb import pg_text
+from waly_cdc.history.diff import diff
+from waly_cdc.history.jsonb import Literal, pg_text
+from waly_cdc.history.log import LogFilter, log
+from waly_cdc.history.moment import resolve
 from waly_cdc.history.session import identifier, session
 from waly_cdc.history.state import state_query
 from waly_cdc.history.texts import column_text
 from waly_cdc.lsn import Lsn
+from waly_cdc.points import AtLsn, Latest
 
 SCHEMA = """
 create table kept (id int primary key, v text);
@@ -243,3 +251,52 @@ def test_a_dropped_table_is_gone_from_then_on_and_still_there_before(
     run(settings, once=True)
     assert "public.doomed" not in _archived_rows(settings)
     assert _archived_rows(settings, before)["public.doomed"] == ["(1)"]
+
+
+def test_a_kill_while_a_new_baseline_is_copied_leaves_nothing_undone(
+    settings: CaptureSettings,
+) -> None:
+    _execute(settings.dsn, *CHANGES["a new type of the key"])
+    command = [sys.executable, "-m", "waly_cdc", "--archive", str(settings.archive), "run"]
+    for failpoint in ("baseline.copy=kill", "seal.publish=kill", "manifest.put=kill"):
+        killed = subprocess.run(
+            [*command, "--once"],
+            env={**os.environ, "WALY_DSN": settings.dsn, "WALY_FAILPOINTS": failpoint},
+            capture_output=True,
+        )
+        assert killed.returncode == -signal.SIGKILL, failpoint
+    run(settings, once=True)
+    assert _archived_rows(settings) == live_rows(settings.dsn)
+
+
+def test_a_dropped_table_has_its_log_and_shows_in_a_difference(settings: CaptureSettings) -> None:
+    store = LocalStore(settings.archive)
+    _execute(settings.dsn, "insert into doomed values (2)", "delete from doomed where id = 1")
+    run(settings, once=True)
+    beginning = load(store).beginning
+    assert beginning is not None
+    _execute(
+        settings.dsn,
+        "drop table doomed",
+        "create table doomed (id int primary key)",
+        "insert into doomed values (3)",
+    )
+    run(settings, once=True)
+    contents = load(store)
+    with session() as connection:
+        found = list(log(connection, contents, store, "doomed", (), LogFilter()))
+        assert [(event["op"], event["key"]["id"]) for event in found] == [
+            ("I", Literal("3")),
+            ("D", Literal("1")),
+            ("I", Literal("2")),
+        ]
+        (only,) = log(connection, contents, store, "doomed", ("2",), LogFilter())
+        assert only["op"] == "I"
+        start = resolve(contents, store, AtLsn(beginning))
+        end = resolve(contents, store, Latest())
+        changes = {
+            (each["change"], each["key"]["id"])
+            for each in diff(connection, contents, store, None, (), start, end)
+            if each["table"] == "public.doomed"
+        }
+    assert changes == {("removed", "1"), ("added", "3")}

@@ -24,6 +24,7 @@ VOCABULARY = {
     "lsn",
     "points",
     "relations",
+    "tables",
 }
 """Modules beside the layers, which every layer may use."""
 

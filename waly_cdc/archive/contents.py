@@ -153,6 +153,24 @@ class Contents:
             )
         return max(found, key=lambda version: version.since)
 
+    def find_relations(self, name: str) -> list[RelationVersion]:
+        """The newest version of every relation that ever had the name, dropped ones too; the one
+        that has it at the horizon first. Raises UsageError."""
+        wanted = parse_qualified_name(name)
+        had = [
+            versions[-1]
+            for versions in self.relations.values()
+            if any((v.schema, v.name)[-len(wanted) :] == wanted for v in versions)
+        ]
+        try:
+            now = self.find_relation(name)
+        except UsageError:
+            if not had or len({(v.schema, v.name) for v in had}) > 1:
+                raise
+            now = max(had, key=lambda version: version.since)
+        same = [v for v in had if (v.schema, v.name) == (now.schema, now.name)]
+        return sorted(same, key=lambda version: (version.oid != now.oid, -version.since.value))
+
     def baseline_for(self, oid: int, bound: Lsn) -> Baseline | None:
         """The newest baseline of a relation from which its state at `bound` can be replayed."""
         usable = [b for b in self.baselines if b.oid == oid and b.lsn <= bound]

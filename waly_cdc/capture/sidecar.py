@@ -6,6 +6,7 @@ that takes time. The keeper (`waly_cdc.capture.keeper`) journals, acknowledges a
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +33,9 @@ from waly_cdc.source.stream import ReplicationStream, plugin_options
 SWITCH_INTERVAL = 0.0002
 """Seconds that one thread may keep the interpreter lock while the other wants it."""
 
+
+MOST_PASSES = 3
+"""How often `once` goes on for baselines that are missing still."""
 
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
 """Seconds before the first new try after a connection broke, and at most before any."""
@@ -76,10 +80,10 @@ def run(
         contents = archive.contents
         entries, transactions, events = contents.entries, contents.transactions, contents.events
         retries = _Retries(stop)
-        while True:
+        for attempt in itertools.count(1):
             try:
                 again = _connected(archive, settings, once, stop, on_event, retries)
-                if not once or not again or stop.is_set():
+                if not once or not again or attempt == MOST_PASSES:
                     break
             except SourceLost as error:
                 if once or not retries.had_stream:
@@ -132,7 +136,8 @@ def _connected(
 ) -> bool:
     """Capture over one connection. What an earlier one left in the journal is sealed first.
 
-    Whether a new baseline did not fit what the stream has shown, so that another is needed.
+    Whether a new baseline is needed still: of a table whose truncates had to be known first, or
+    whose shape the stream had not shown.
     """
     contents = archive.contents
     with CatalogWatch(settings.dsn, on_event) as catalog:
@@ -165,7 +170,7 @@ def _connected(
                 sampler.stop()
             watch.stop()
             stream.close()
-        return watch.refused
+        return watch.unfinished
 
 
 def _receive(

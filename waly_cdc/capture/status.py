@@ -23,6 +23,7 @@ from waly_cdc.lsn import Lsn
 from waly_cdc.source import catalog as source_catalog
 from waly_cdc.source import slot as source_slot
 from waly_cdc.source.connect import connect
+from waly_cdc.tables import Gap
 
 ACTOR_SOURCES = ("message", "witness", "trigger", "sample", "unknown")
 
@@ -69,6 +70,12 @@ def degradations(found: dict[str, Any], max_lag: float) -> list[str]:
     lag = found["lag"]["seconds"]
     if lag is not None and lag > max_lag:
         reasons.append(f"the archive is {lag:.0f} s behind, more than {max_lag:.0f} s")
+    for gap in found["archive"]["gaps"]:
+        if gap["to"] is None:
+            table = gap["table"] or f"the table with oid {gap['oid']}"
+            reasons.append(
+                f"the rows of {table} are not known after {gap['from']}: {gap['reason']}"
+            )
     sidecar = found["sidecar"]
     if sidecar is not None and sidecar["state"] == "failed":
         reasons.append(f"the sidecar ended with an error: {sidecar['error']}")
@@ -161,6 +168,11 @@ def _slot(contents: Contents, server: Server | None, error: str | None) -> dict[
     }
 
 
+def _gap(contents: Contents, gap: Gap) -> dict[str, Any]:
+    versions = contents.relations.get(gap.oid)
+    return {"table": versions[-1].qualified_name if versions else None, **gap.to_json()}
+
+
 def _archive(contents: Contents, store: LocalStore) -> dict[str, Any]:
     return {
         "path": str(store.root),
@@ -171,6 +183,6 @@ def _archive(contents: Contents, store: LocalStore) -> dict[str, Any]:
         "segments": sum(file.kind == "events" for file in contents.files),
         "bytes": sum(file.bytes for file in contents.files),
         "eras": contents.era,
-        "gaps": [],
+        "gaps": [_gap(contents, gap) for gap in contents.gaps],
         "begins_at": str(contents.beginning) if contents.beginning else None,
     }

@@ -102,7 +102,11 @@ class TableWatch(threading.Thread):
         self._dropped = dict(contents.drops)
         self._open = {gap.oid: gap for gap in contents.gaps if gap.end is None}
         self._suspects: dict[int, _Suspect] = {}
-        self._truncates: dict[int, Lsn] = {}
+        self._truncates = {
+            file.oid: file.last_lsn
+            for file in contents.files
+            if file.oid is not None and file.ops.get("T") and file.last_lsn >= contents.looked_at
+        }
         self._streamed = ZERO
         self._heaps: dict[int, Heap] = {}
         self._gaps: list[Gap] = []
@@ -111,8 +115,6 @@ class TableWatch(threading.Thread):
         self._fingerprint: str | None = None
         self._published_at = 0.0
         self._captured: set[int] = set()
-        self.refused = False
-        """Whether a baseline did not fit what the stream has shown."""
         self._unpublished: set[int] = set()
 
     def run(self) -> None:
@@ -139,13 +141,19 @@ class TableWatch(threading.Thread):
             _discard(ready)
 
     def catch_up(self) -> None:
-        """Look once, and take the baselines that are missing, in the calling thread. A new heap
-        counts as a gap at once. Raises SourceError."""
+        """Look once, and take the baselines that are missing, in the calling thread. Raises
+        SourceError."""
         with connect(self._dsn, application_name="waly watch") as connection:
-            self.look(connection, wait_for_truncates=False)
+            self.look(connection)
             self.take_baselines(connection)
 
-    def look(self, connection: psycopg.Connection, *, wait_for_truncates: bool = True) -> None:
+    @property
+    def unfinished(self) -> bool:
+        """Whether a baseline is missing that could be taken now."""
+        with self._lock:
+            return bool(self._open.keys() - self._unpublished)
+
+    def look(self, connection: psycopg.Connection) -> None:
         """Compare the catalog with what is known. Raises SourceError."""
         self._publish(connection)
         position = insert_position(connection)
@@ -154,7 +162,7 @@ class TableWatch(threading.Thread):
             # What the look before did not see can have been committed a little before it.
             after = self._previous
             for oid, heap in now.items():
-                self._compare(self._known.get(oid), heap, after, position, wait_for_truncates)
+                self._compare(self._known.get(oid), heap, after, position)
                 if oid in self._unpublished and oid not in self._open:
                     self._begin_gap(oid, after, UNPUBLISHED)
             for oid in self._known.keys() - now.keys():
@@ -163,7 +171,6 @@ class TableWatch(threading.Thread):
                 del self._known[oid]
                 self._open.pop(oid, None)
                 self._suspects.pop(oid, None)
-            self._settle_suspects()
             self._previous, self._looked_at = self._looked_at, position
 
     def take_baselines(self, connection: psycopg.Connection) -> None:
@@ -185,6 +192,7 @@ class TableWatch(threading.Thread):
         with self._lock:
             self._streamed = max(self._streamed, streamed)
             self._truncates.update(truncates)
+            self._settle_suspects()
 
     def has_found(self, end: Lsn) -> bool:
         """Whether `take` has more to give than where somebody has looked."""
@@ -209,13 +217,10 @@ class TableWatch(threading.Thread):
     def refuse(self, ready: Ready) -> None:
         """A baseline that does not fit what the stream has shown meanwhile: take another."""
         _discard(ready)
-        self.refused = True
         with self._lock:
             self._open.setdefault(ready.gap.oid, replace(ready.gap, end=None))
 
-    def _compare(
-        self, was: Heap | None, heap: Heap, after: Lsn, seen: Lsn, wait_for_truncates: bool
-    ) -> None:
+    def _compare(self, was: Heap | None, heap: Heap, after: Lsn, seen: Lsn) -> None:
         if was == heap:
             return
         if was is None:
@@ -224,10 +229,8 @@ class TableWatch(threading.Thread):
         elif set(heap.filled) - set(was.filled):
             self._begin_gap(heap.oid, after, FILLED)
         elif was.filenode != heap.filenode:
-            if wait_for_truncates:
-                self._suspects.setdefault(heap.oid, _Suspect(heap, after, seen))
-                return
-            self._begin_gap(heap.oid, after, REWRITTEN)
+            self._suspects.setdefault(heap.oid, _Suspect(heap, after, seen))
+            return
         self._know(heap)
 
     def _settle_suspects(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import duckdb
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.store import LocalStore
-from waly_cdc.errors import PointNotInArchive
+from waly_cdc.errors import PointNotInArchive, UsageError
 from waly_cdc.history.events import sql_type
 from waly_cdc.history.jsonb import pg_text, to_json
 from waly_cdc.history.log import key_json, parse_key, row_json
@@ -64,23 +64,42 @@ def diff(
     key: Sequence[str],
     start: Moment,
     end: Moment,
+    on_unknown: Callable[[PointNotInArchive], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:
     """What differs, an object per row (see `Difference.to_json`). Rows of a table without a key are
-    only added or removed. Raises UsageError for an unknown table, or a key that does not fit it."""
+    only added or removed.
+
+    Raises UsageError for an unknown table, or a key that does not fit it; PointNotInArchive where
+    the table's rows are not known at one of the moments. Without a table, `on_unknown` is told of
+    each of which that is so.
+    """
     wanted: Key | None = None
     if table is not None:
-        relations = [contents.find_relation(table, end.bound)]
+        relations = [_find(contents, table, start, end)]
         wanted = parse_key(relations[0], key) if key else None
     else:
-        relations = [
-            relation
+        at_either = (
+            contents.version_at(oid, end.bound) or contents.version_at(oid, start.bound)
             for oid in contents.relations
-            if (relation := contents.version_at(oid, end.bound)) is not None
-        ]
+        )
+        relations = [relation for relation in at_either if relation is not None]
     for relation in sorted(relations, key=lambda relation: relation.qualified_name):
-        for found in _relation_diff(connection, contents, store, relation, start, end):
-            if wanted is None or found.key == wanted:
-                yield found.to_json()
+        try:
+            for found in _relation_diff(connection, contents, store, relation, start, end):
+                if wanted is None or found.key == wanted:
+                    yield found.to_json()
+        except PointNotInArchive as error:
+            if table is not None:
+                raise
+            on_unknown(error)
+
+
+def _find(contents: Contents, table: str, start: Moment, end: Moment) -> RelationVersion:
+    """The relation of that name at the end, or one that was dropped since the start."""
+    try:
+        return contents.find_relation(table, end.bound)
+    except UsageError:
+        return contents.find_relation(table, start.bound)
 
 
 def _relation_diff(
@@ -94,16 +113,12 @@ def _relation_diff(
     # Rows without columns differ in their number only.
     columns = [f"{column_text(c)} AS {identifier(c.stored)}" for c in relation.columns]
     texts = ", ".join(columns or ['0 AS "no columns"'])
-    after = f"SELECT {texts} FROM ({state_query(contents, store, relation, end.bound)})"
-    try:
-        then = state_query(contents, store, relation, start.bound)
-    except PointNotInArchive:
-        if relation.since < start.bound:
-            raise
-        then = f"({after}) WHERE FALSE"
-        before = f"SELECT * FROM {then}"
-    else:
-        before = f"SELECT {texts} FROM ({then})"
+    sides = []
+    for moment in (start, end):
+        there = contents.version_at(relation.oid, moment.bound) is not None
+        state = state_query(contents, store, relation, moment.bound)
+        sides.append(f"SELECT {texts} FROM (\n{state}\n) WHERE {there}")
+    before, after = sides
     names = [identifier(column.stored) for column in relation.columns] or ['"no columns"']
     # Rows that are the same on both sides drop out first; few are left to be matched by key.
     statement = f"""

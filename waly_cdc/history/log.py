@@ -56,11 +56,11 @@ def log(
     relations = _relations(contents, table)
     if wanted.column is not None:
         _require_column(relations, wanted.column)
-    keys = [parse_key(relations[0], key)] if key else None
+    keys = _keys(relations, key) if key else None
     bound = wanted.until.bound if wanted.until else contents.horizon
     found: list[RowEvent] = []
     for relation in relations:
-        chosen = keys
+        chosen = None if keys is None else keys[relation.oid]
         if chosen is None and wanted.limit is not None and relation.key and not _narrow(wanted):
             chosen = _newest_keys(connection, contents, store, relation, wanted)
         matching = (
@@ -182,9 +182,20 @@ def _key_text(column: Column, text: str) -> str | None:
     return text
 
 
+def _keys(relations: Sequence[RelationVersion], key: Sequence[str]) -> dict[int, list[Key]]:
+    """The key in each of the relations that had one name; none where it does not fit."""
+    keys = {relations[0].oid: [parse_key(relations[0], key)]}
+    for former in relations[1:]:
+        try:
+            keys[former.oid] = [parse_key(former, key)]
+        except UsageError:
+            keys[former.oid] = []
+    return keys
+
+
 def _relations(contents: Contents, table: str | None) -> list[RelationVersion]:
     if table is not None:
-        return [contents.find_relation(table)]
+        return contents.find_relations(table)
     newest = (versions[-1] for versions in contents.relations.values())
     return sorted(newest, key=lambda relation: (relation.schema, relation.name))
 

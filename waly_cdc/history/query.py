@@ -69,6 +69,8 @@ def query(
         except duckdb.Error as error:
             if "the stream registered as" in str(error):
                 raise _unreadable(error) from error
+            if isinstance(error, duckdb.CatalogException):
+                views.raise_unknown(statement)
             raise UsageError(f"the query failed: {error}", hint=_hint(error, views)) from error
 
 

@@ -80,7 +80,7 @@ def row_events(
     """Events before `bound`, oldest first, of the rows that have or had one of `keys` (None: of all
     rows). Baseline images come as events of op `R`; those of later baselines repeat the version."""
     source = _source(contents, store, relation, bound)
-    if source is None:
+    if source is None or keys == []:
         return
     if keys is not None and relation.key:
         found = _follow(connection, source, relation, keys)

@@ -55,7 +55,8 @@ _LSN = "printf('%X/%X', {0} >> 32, {0} & 4294967295)"
 
 class Views:
     """Makes the views in a session. `names` are the tables, as a user would write them; `notes` say
-    which columns are not what they are in PostgreSQL."""
+    which columns are not what they are in PostgreSQL, `unknown` why
+    a table has no view."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Views:
         self._ambiguous: set[int] = set()
         self.names: list[str] = ["transactions", "changes"]
         self.notes: list[str] = []
+        self.unknown: dict[str, PointNotInArchive] = {}
 
     def create(self, statement: str) -> None:
         """Make the views. Only those whose name stands in `statement` have to be right, so that a
@@ -98,6 +100,12 @@ class Views:
         self.names += sorted(relation.qualified_name for relation in shown)
         if any(relation.schema == "public" for relation in shown):
             execute("set search_path = 'public,main'")
+
+    def raise_unknown(self, statement: str) -> None:
+        """Raise PointNotInArchive if the statement names a table whose rows are not known."""
+        for name, error in self.unknown.items():
+            if name in statement.casefold():
+                raise error
 
     def _shown(self) -> list[RelationVersion]:
         """The tables there are at the bound, of those with one name the newest."""
@@ -131,7 +139,8 @@ class Views:
     def _table(self, relation: RelationVersion, raw: frozenset[str]) -> None:
         try:
             state = state_query(self._contents, self._store, relation, self._bound, self._scan)
-        except PointNotInArchive:
+        except PointNotInArchive as error:
+            self.unknown[relation.name.casefold()] = error
             return
         columns = [
             f"{column_text(c) if c.stored in raw else identifier(c.stored)} as {identifier(name)}"

@@ -59,7 +59,8 @@ def test_a_refused_connection_may_be_tried_again() -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "hint"),
     [
-        ('FATAL:  password authentication failed for user "x"', SourceError, "is the password right?"),
+        ('FATAL:  password authentication failed for user "x"', SourceError,
+         "is the password right?"),
         ("fe_sendauth: no password supplied", SourceError, "set the password"),
         ('FATAL:  database "x" does not exist', SourceError, "names"),
         ('FATAL:  no pg_hba.conf entry for host "x"', SourceError, "pg_hba.conf"),

@@ -11,9 +11,7 @@ def _statements(text: str) -> list[str]:
 def test_what_blocks_is_plain_and_what_is_a_choice_is_a_comment() -> None:
     text = script(
         [
-            Finding(
-                "wal_level", FAIL, "server", "wal_level is replica", "ALTER SYSTEM …;\n-- then"
-            ),
+            Finding("wal_level", FAIL, "server", "it is replica", "ALTER SYSTEM …;\n-- then"),
             Finding("version", PASS, "server", "PostgreSQL 17"),
             Finding("unlogged", WARN, "public.t", "it is unlogged", "ALTER TABLE public.t …;"),
         ]
@@ -21,7 +19,7 @@ def test_what_blocks_is_plain_and_what_is_a_choice_is_a_comment() -> None:
     assert text.endswith(
         "\n\n"
         "-- wal_level\n"
-        "-- server: wal_level is replica\n"
+        "-- server: it is replica\n"
         "ALTER SYSTEM …;\n"
         "-- then\n"
         "\n"

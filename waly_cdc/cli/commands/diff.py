@@ -44,7 +44,15 @@ def command(
     for moment in moments:
         echo_moment(state, moment)
     with session() as connection:
-        found = diff(connection, opened.contents, opened.store, table, key, *moments)
+        found = diff(
+            connection,
+            opened.contents,
+            opened.store,
+            table,
+            key,
+            *moments,
+            on_unknown=lambda error: state.output.note(f"not compared: {error.message}"),
+        )
         shown = _stat(state, found) if stat else state.output.lines(found, difference)
     if not shown:
         state.output.note("no differences")
