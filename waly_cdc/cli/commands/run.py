@@ -2,9 +2,12 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
+from waly_cdc.cli.archive import interruptible
 from waly_cdc.cli.options import State, global_options, pass_state
 from waly_cdc.cli.rendering import run_result
 
@@ -42,16 +45,29 @@ def command(
 
     state.set(seal_interval=seal_interval, seal_size=seal_size, durability=durability, slot=slot)
     settings = CaptureSettings.of(state.config)
-    stop, received = threading.Event(), []
+    if initialise_first:
+        with interruptible():
+            initialise(settings, if_not_exists=True, on_progress=state.output.note)
+    stop = threading.Event()
+    with _stopping(stop) as received:
+        result = run(settings, once=once, stop=stop, on_event=state.output.note)
+    state.output.result(result.to_json(), lambda console: run_result(console, result))
+    return 130 if signal.SIGINT in received else 0
+
+
+@contextmanager
+def _stopping(stop: threading.Event) -> Iterator[list[int]]:
+    """Set `stop` at SIGTERM and SIGINT; gives the signals that came."""
+    received: list[int] = []
 
     def end(number: int, _: object) -> None:
         received.append(number)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    if initialise_first:
-        initialise(settings, if_not_exists=True, on_progress=state.output.note)
-    result = run(settings, once=once, stop=stop, on_event=state.output.note)
-    state.output.result(result.to_json(), lambda console: run_result(console, result))
-    return 130 if signal.SIGINT in received else 0
+    signals = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, end) for number in signals]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
