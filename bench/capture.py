@@ -47,6 +47,8 @@ def fill(dsn: str, first: int, rows: int, batch: int) -> str:
         row = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
         assert row is not None
         connection.execute("checkpoint")
+        # What the server left to the kernel must not be written while the readers are timed.
+        os.sync()
         return str(row[0])
 
 

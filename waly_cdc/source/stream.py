@@ -7,6 +7,8 @@ come back soon, or the server stalls.
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import select
 import socket
 import struct
@@ -30,8 +32,11 @@ CHUNK_BYTES = 4 << 20
 LINGER = 0.05
 """Seconds that frames may wait for more of them before they are handed on."""
 
-WAKE_BYTES = 256 << 10
+WAKE_BYTES = 64 << 10
 """Bytes in the socket's buffer for which the receiver is woken before `LINGER` is over."""
+
+LOOPBACK_BUFFER_BYTES = 512 << 10
+"""Bytes that a server on this machine may send ahead of us."""
 
 BUSY_RETRY = 15.0
 """Seconds to wait for the server to notice that the slot's last reader is gone."""
@@ -179,9 +184,16 @@ def _wait_for_much(descriptor: int) -> None:
 
     The server sends message by message; a wake-up for each would cost more than all the rest. What
     is less is read when `LINGER` is over. Has no effect on a unix socket.
+
+    A server on this machine also does the work of receiving, message by message, as long as there
+    is room in our buffer: with a small one its messages wait on its own side, and come together.
     """
-    with socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as view:
+    with socket.socket(fileno=os.dup(descriptor)) as view:
         view.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, WAKE_BYTES)
+        if view.family == socket.AF_UNIX:
+            return
+        if ipaddress.ip_address(view.getpeername()[0]).is_loopback:
+            view.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOOPBACK_BUFFER_BYTES)
 
 
 def plugin_options(publications: Sequence[str]) -> dict[str, str]:
