@@ -1,5 +1,5 @@
 -- Updates and deletes of many rows of a table at once: a forgotten WHERE looks like this
--- param rows: from so many rows on [default: 100]
+-- param rows: from so many rows on [default: 50]
 -- param since: from this time on [default: 1970-01-01T00:00:00Z]
 -- columns: committed_at, xid, lsn, table, op, rows, actor, application, query
 SELECT committed_at, xid, lsn, "table", op,

@@ -45,7 +45,7 @@ class AtTransaction:
 
 When = Latest | AtTime | AtLsn | AtTransaction
 
-_AGO = re.compile(r"(\d+)\s*(s|m|h|d|w)\s+ago")
+_AGO = re.compile(r"(\d+)\s*(s|m|h|d|w|second|minute|hour|day|week)s?\s+ago")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _XID = re.compile(r"xid:(\d{1,10})(\^?)")
 _ZONED = re.compile(r"(\S+[ T]\S+|\d{4}-\d\d-\d\d)\s+([A-Za-z][A-Za-z0-9_+/-]*)")
@@ -61,7 +61,7 @@ def parse_when(text: str, now: datetime | None = None) -> When:
     if match := _AGO.fullmatch(text):
         try:
             return AtTime(
-                (now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+                (now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2][0]]: int(match[1])})
             )
         except OverflowError:
             raise _malformed(text) from None

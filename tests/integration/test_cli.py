@@ -175,7 +175,7 @@ def test_a_row_is_shown_as_it_was(captured: Waly) -> None:
     assert (row["row"], row["version"]) == (older["before"], 1)
     (row,) = captured("show", "orders", "7")
     assert row["row"] == newest["after"]
-    assert "had no row" in captured.error("show", "orders", "8", code=1)["message"]
+    assert "had no row" in captured.error("show", "orders", "8", code=2)["message"]
     assert len(captured("show", f"xid:{newest['xid']}")) == 50
 
 

@@ -145,6 +145,10 @@ class Contents:
                 f"table {name!r} is in several schemas",
                 hint="name one of: " + ", ".join(sorted(v.qualified_name for v in found)),
             )
+        if not found and name != name.lower() and '"' not in name:
+            # Not as SQL reads it, but as people copy it.
+            quoted = ".".join(f'"{part}"' for part in name.split("."))
+            return self.find_relation(quoted, bound)
         if not found:
             names = sorted({versions[-1].qualified_name for versions in self.relations.values()})
             raise UsageError(

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import click
 
+import waly_cdc
 from waly_cdc.cli.options import State, global_options
 from waly_cdc.cli.output import Output
 from waly_cdc.errors import WalyError
@@ -33,7 +34,7 @@ COMMANDS = {
     "slot": "Show or drop the replication slot.",
     "demo": "See it all work on a PostgreSQL of its own.",
     "completion": "Print the completion script of a shell.",
-    "config": "Show the settings and where they come from.",
+    "config": "Show the settings.",
     "version": "Print the version of waly, and the archive format that it writes.",
 }
 """Every command with its short help; each lives in `waly_cdc.cli.commands.<name>`."""
@@ -61,6 +62,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(waly_cdc.__version__, message="waly %(version)s")
 @global_options
 def cli() -> None:
     """A change-data-capture archive for PostgreSQL: who changed which row and when, any past state

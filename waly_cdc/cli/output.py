@@ -54,8 +54,8 @@ class Output:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
     def note(self, text: str) -> None:
-        """Something worth knowing beside the answer, on stderr."""
-        if not self.quiet:
+        """Something worth knowing beside the answer, on stderr; not with `json`."""
+        if not self.quiet and not self.json:
             sys.stderr.write(text + "\n")
 
     def error(self, message: str, hint: str | None, code: int) -> None:
@@ -137,6 +137,11 @@ def _bar(label: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
             progress.update(task, completed=done, total=total, shown=amount(done, unit))
 
         yield advance
+
+
+def count(number: int, singular: str) -> str:
+    """A number of things, as in `1 table` and `2 tables`."""
+    return f"{number:,} {singular}" if number == 1 else f"{number:,} {singular}s"
 
 
 def amount(number: int, unit: str) -> str:

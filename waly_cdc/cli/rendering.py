@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from waly_cdc.cli.output import size, table
+from waly_cdc.cli.output import count, size, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,17 +35,17 @@ def init_result(console: Console, result: InitResult) -> None:
     if not result.created:
         console.print(f"{result.archive} is there already, from {result.lsn} on")
         return
-    rows = sum(count for _, count in result.tables)
+    rows = sum(rows for _, rows in result.tables)
     console.print(
-        f"archive {result.archive} begins at {result.lsn}: {len(result.tables)} tables,"
-        f" {rows:,} rows, slot {result.slot}"
+        f"archive {result.archive} begins at {result.lsn}: {count(len(result.tables), 'table')},"
+        f" {count(rows, 'row')}, slot {result.slot}"
     )
 
 
 def run_result(console: Console, result: RunResult) -> None:
     console.print(
-        f"archived {result.transactions:,} transactions with {result.events:,} events;"
-        f" the archive reaches to {result.horizon}"
+        f"archived {count(result.transactions, 'transaction')} with"
+        f" {count(result.events, 'event')}; the archive reaches to {result.horizon}"
     )
 
 
@@ -83,7 +83,7 @@ def transaction(console: Console, found: Mapping[str, Any]) -> None:
     """Who made a transaction, and how that is known."""
     actor = found["actor"]
     rows = [
-        ("transaction", f"{found['xid']}, {found['events']:,} events"),
+        ("transaction", f"{found['xid']}, {count(found['events'], 'event')}"),
         ("committed", f"{found['committed_at']} at {found['lsn']}"),
         ("by", actor_text(actor)),
         ("known from", actor["source"]),
@@ -110,7 +110,9 @@ def row(console: Console, found: Mapping[str, Any]) -> None:
     console.print()
     console.print(_label("version", f"{found['version']}", width))
     console.print(_label("since", f"{found['committed_at']} at {found['lsn']}", width))
-    console.print(_label("by", f"{actor_text(found['actor'])}, xid {found['xid']}", width))
+    by = f"{actor_text(found['actor'])}, xid {found['xid']}"
+    before = "unknown: it was there when the archive began"
+    console.print(_label("by", by if found["xid"] else before, width))
 
 
 def difference(console: Console, found: Mapping[str, Any]) -> None:
@@ -140,9 +142,9 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         console.print(Text(f"             {reason}", style="red"))
     behind = "unknown" if lag["bytes"] is None else size(lag["bytes"])
     seconds = "unknown" if lag["seconds"] is None else f"{lag['seconds']:.1f} s"
-    shares = {name: count for name, count in found["attribution"].items() if count}
+    shares = {name: number for name, number in found["attribution"].items() if number}
     total = sum(shares.values())
-    known = ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in shares.items())
+    known = ", ".join(f"{name} {100 * number / total:.1f} %" for name, number in shares.items())
     verified = found["last_verify"]
     retained = size(slot["retained_bytes"])
     if slot["safe_wal_size"] is not None:
@@ -151,7 +153,7 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         ("archive", f"{archive['path']}, of database {archive['database']}"),
         ("horizon", f"{found['horizon']['lsn']}, {found['horizon']['time']}"),
         ("lag", f"{behind}, {seconds}"),
-        ("slot", f"{slot['name']}, {slot['wal_status'] or 'not there'}; retains {retained}"),
+        ("slot", f"{slot['name']}, {slot['wal_status'] or slot['error']}; retains {retained}"),
         ("contents", f"{archive['tables']:,} tables, {archive['transactions']:,} transactions"),
         ("", f"{archive['events']:,} events in {archive['segments']:,} segments"),
         ("size", size(archive["bytes"])),
@@ -162,11 +164,11 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def restored(console: Console, result: RestoreResult) -> None:
-    rows = [(name, f"{count:,}") for name, count in result.tables]
+    rows = [(name, f"{number:,}") for name, number in result.tables]
     table(console, ("table", "rows"), rows, right=(1,))
-    total = sum(count for _, count in result.tables)
+    total = sum(rows for _, rows in result.tables)
     console.print(
-        f"restored {len(result.tables)} tables, {total:,} rows as of {result.lsn}"
+        f"restored {count(len(result.tables), 'table')}, {count(total, 'row')} as of {result.lsn}"
         f" into {result.target} in {result.seconds:.1f} s"
     )
 
@@ -185,7 +187,7 @@ def verified(console: Console, report: Report) -> None:
         f" {checked.tables:,} tables up to {report.lsn}"
     )
     if report.drill is not None:
-        rows = sum(count for _, count in report.drill.tables)
+        rows = sum(rows for _, rows in report.drill.tables)
         console.print(
             f"restored and compared {len(report.drill.tables)} tables, {rows:,} rows;"
             f" the restore took {report.drill.restore_seconds:.1f} s"
@@ -197,7 +199,8 @@ def verified(console: Console, report: Report) -> None:
 def clock(time: str) -> str:
     """An RFC 3339 time as local time, to the millisecond."""
     moment = datetime.fromisoformat(time).astimezone()
-    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03}"
+    shown = moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03}"
+    return shown + moment.strftime("%z")[:3]
 
 
 def actor_text(actor: Mapping[str, Any]) -> str:

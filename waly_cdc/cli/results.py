@@ -6,6 +6,7 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import count, pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ def write(reader: pa.RecordBatchReader, form: str, path: Path | None, output: Ou
     """Write a result as `table`, `json` (lines), `csv` or `parquet` to a file, or to stdout.
 
     Raises StorageError where the file cannot be written."""
+    if path is not None and path.exists():
+        raise UsageError(f"{path} exists already", hint="choose another name, or remove it")
     try:
         match form:
             case "parquet":
@@ -81,7 +84,7 @@ def values(array: pa.Array) -> list[Any]:
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         shown = ["" if value is None else f"\\x{value.hex()}" for value in array.to_pylist()]
     elif pa.types.is_integer(kind) or pa.types.is_decimal(kind):
-        shown = [Literal(text) for text in _texts(array)]
+        shown = [Literal(f"{Decimal(text):f}" if "E" in text else text) for text in _texts(array)]
     elif pa.types.is_floating(kind):
         # JSON has no token for these; PostgreSQL writes them as texts.
         shown = [float(text) for text in _texts(array)]
@@ -101,9 +104,17 @@ def _texts(array: pa.Array) -> list[str]:
     try:
         texts = array.cast(pa.string()).to_pylist()
     except pa.ArrowNotImplementedError:
-        # Intervals, and whatever else has no text in Arrow.
-        texts = [str(value) for value in array.to_pylist()]
+        if pa.types.is_interval(array.type):
+            texts = [None if value is None else _interval(*value) for value in array.to_pylist()]
+        else:
+            texts = [str(value) for value in array.to_pylist()]
     return [text or "0" for text in texts]
+
+
+def _interval(months: int, days: int, nanoseconds: int) -> str:
+    """An interval as ISO 8601 writes durations."""
+    seconds = f"{nanoseconds / 1_000_000_000:f}".rstrip("0").rstrip(".")
+    return f"P{months}M{days}DT{seconds}S"
 
 
 def _spans(array: pa.Array) -> list[tuple[int, int]]:
@@ -148,10 +159,9 @@ def _table(reader: pa.RecordBatchReader, console: Console, file: IO[str] | None)
 
 
 def _parquet(reader: pa.RecordBatchReader, path: Path | None) -> None:
-    if path is None and sys.stdout.isatty():
-        raise UsageError("Parquet is not for a terminal", hint="name a file with --output")
-    target: Any = str(path) if path else pa.PythonFile(sys.stdout.buffer, mode="w")
-    with pq.ParquetWriter(target, reader.schema) as writer:
+    if path is None:
+        raise UsageError("Parquet needs a file", hint="name one with --output")
+    with pq.ParquetWriter(str(path), reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
 

@@ -10,7 +10,7 @@ import duckdb
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.store import LocalStore
-from waly_cdc.errors import WalyError
+from waly_cdc.errors import UsageError
 from waly_cdc.history.jsonb import pg_text
 from waly_cdc.history.log import parse_key, row_json
 from waly_cdc.history.moment import Moment
@@ -32,8 +32,8 @@ def show(
 ) -> dict[str, Any]:
     """The row with that key at a moment, and the event that made it what it was.
 
-    Raises UsageError for an unknown table or a key that does not fit, WalyError where there was no
-    such row.
+    Raises UsageError for an unknown table, a key that does not fit, and where there was no such
+    row; PointNotInArchive where it is not known.
     """
     relation = contents.find_relation(table, moment.bound)
     wanted = parse_key(relation, key)
@@ -43,7 +43,7 @@ def show(
         if event.key == wanted and (event.op != "R" or last is None):
             last = event
     if row is None or last is None:
-        raise WalyError(
+        raise UsageError(
             f"{relation.qualified_name} had no row {' '.join(key)} at {moment.bound}",
             hint=f"its last change was at {format_time(last.committed_at)}" if last else None,
         )

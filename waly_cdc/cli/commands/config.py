@@ -10,7 +10,7 @@ from waly_cdc.config import FILE, FILE_VARIABLE, SETTINGS
 @click.group("config")
 @global_options
 def command() -> None:
-    """Show the settings and where they come from.
+    """Show the settings.
 
     An option outdoes the environment (WALY_DSN, WALY_ARCHIVE, …), which outdoes waly.toml, which
     outdoes the default. What the DSN leaves open comes from libpq's own PG* variables, service

@@ -1,6 +1,7 @@
 """`waly demo`"""
 
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def command(state: State, directory: Path | None) -> None:
         f"Done in {ending.seconds:.0f} seconds", "explore the archive; no server needed:"
     )
     for line in (
-        f"export WALY_ARCHIVE={place}",
+        f"export WALY_ARCHIVE={place} PATH={Path(sys.executable).parent}:$PATH",
         f"waly log orders --actor bob -n 5        waly show xid:{ending.xid}",
         f"waly diff products --from xid:{ending.xid}^       waly query --list",
         'waly query "SELECT status, count(*) FROM orders GROUP BY ALL"',

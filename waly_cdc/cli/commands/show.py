@@ -27,6 +27,8 @@ def command(state: State, what: str, key: tuple[str, ...], when: str, limit: int
 
     waly show orders 42 --at '15m ago'    waly show xid:8812
     """
+    if what.startswith("xid:") and what.endswith("^"):
+        raise UsageError("a transaction is named without ^", hint=f"waly show {what[:-1]}")
     match = _XID.fullmatch(what)
     if match and key:
         raise UsageError("a transaction has no key", hint=f"waly show {what}")

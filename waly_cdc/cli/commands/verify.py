@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     metavar="[DSN]",
     is_flag=False,
     flag_value="",
-    help="Also restore, into an embedded server or an empty database, and compare.",
+    help="Also restore, and compare: on an embedded server, or in a scratch database on that one.",
 )
 @click.option("--report", metavar="DIR", type=Path, help="Also write the result there, as JSON.")
 @global_options
