@@ -382,7 +382,7 @@ def test_a_sidecar_runs_until_it_is_told_to_stop(waly: Waly) -> None:
         sidecar.send_signal(signal.SIGTERM)
         out, err = sidecar.communicate(timeout=30)
     assert sidecar.returncode == 0, err
-    assert "archived 1 transactions with 1 events" in out
+    assert "archived 1 transaction with 1 event;" in out
     (event,) = waly("log", "notes")
     assert event["after"] == {"body": "while running"}
     assert event["key"] is None
