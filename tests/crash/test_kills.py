@@ -67,6 +67,12 @@ def test_killed_at_random_moments_it_loses_nothing_and_repeats_nothing(
             _waly("restore", dsn, archive, "--to", lsn, "--target", server.dsn(again))
             assert digests(server.dsn(again), TABLES) == expected, f"at {lsn}"
             server.drop_database(again)
+            again = server.create_database()
+            target = ("--target", server.dsn(again))
+            _waly("restore", dsn, archive, "--to", lsn, f"--table={TABLES[0]}", *target)
+            found = digests(server.dsn(again), TABLES[:1])
+            assert found == {TABLES[0]: expected[TABLES[0]]}, f"at {lsn}"
+            server.drop_database(again)
         single = server.create_database()
         only = [f"--table={table}" for table in TABLES[2:]]
         target = server.dsn(single)

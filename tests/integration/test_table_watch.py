@@ -300,3 +300,25 @@ def test_a_dropped_table_has_its_log_and_shows_in_a_difference(settings: Capture
             if each["table"] == "public.doomed"
         }
     assert changes == {("removed", "1"), ("added", "3")}
+
+
+def test_a_table_that_is_not_published_whole_is_not_known_until_it_is(
+    settings: CaptureSettings,
+) -> None:
+    name = f"{load(LocalStore(settings.archive)).source.slot}_keyed"  # type: ignore[union-attr]
+    _execute(
+        settings.dsn,
+        f"alter publication {name} drop table kept",
+        f"alter publication {name} add table kept where (id > 10)",
+        "update kept set v = 'unseen' where id = 1",
+    )
+    run(settings, once=True)
+    with pytest.raises(PointNotInArchive, match="not published"):
+        _archived_rows(settings)
+    _execute(
+        settings.dsn,
+        f"alter publication {name} drop table kept",
+        f"alter publication {name} add table kept",
+    )
+    run(settings, once=True)
+    assert _archived_rows(settings) == live_rows(settings.dsn)

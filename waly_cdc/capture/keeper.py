@@ -45,6 +45,12 @@ QUEUE_BYTES = 24 << 20
 SYNC_EVERY = 0.25
 """Seconds that a committed transaction may wait for its fsync and for being acknowledged."""
 
+IDLE_EVERY = 1.0
+"""Seconds between two notes in the journal that the server went on without anything for us."""
+
+IDLE_INTERVALS = 10
+"""Seal intervals after which such progress alone is worth an entry."""
+
 SYNC_BYTES = 64 << 20
 STATE_EVERY = 1.0
 
@@ -74,6 +80,7 @@ class Keeper:
         self._safe = self._committed = self._server_end = self._acknowledged = horizon
         self._journal = JournalWriter(archive.journal, horizon)
         self._last_sync = self._last_seal = self._last_state = time.monotonic()
+        self._last_idle = 0.0
 
     def recover(self) -> bool:
         """Seal what a crash left in the journal. Whether there was anything.
@@ -199,7 +206,10 @@ class Keeper:
             self._write_state("running")
 
     def _sync(self) -> None:
-        if self._server_end > self._committed and not self._sealer.in_transaction:
+        now = time.monotonic()
+        idle = now - self._last_idle >= IDLE_EVERY and not self._sealer.in_transaction
+        if idle and self._server_end > self._committed:
+            self._last_idle = now
             # The server went on, and nothing for us committed: a chunk without frames says so.
             self._append(Chunk.of([]), self._server_end)
         self._journal.sync()
@@ -225,11 +235,17 @@ class Keeper:
     def _seal_due(self) -> bool:
         if self._sealer.bytes >= self._settings.seal_size:
             return True
-        late = time.monotonic() - self._last_seal >= self._settings.seal_interval
-        return late and self._sealer.has_something(self._committed)
+        waited = time.monotonic() - self._last_seal
+        if waited < self._settings.seal_interval:
+            return False
+        if self._sealer.has_something(self._committed):
+            return True
+        idle = waited >= IDLE_INTERVALS * self._settings.seal_interval
+        return idle and self._committed > self._archive.contents.horizon
 
     def _seal(self) -> None:
         """Commit what is journalled and decoded; expects no open transaction, and a sync."""
+        self._last_idle = 0.0
         self._sync()
         end = self._safe
         self._last_seal = time.monotonic()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -18,7 +19,7 @@ from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.capture.state import read_state
-from waly_cdc.errors import SourceError
+from waly_cdc.errors import ArchiveCorrupt, SourceError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source import catalog as source_catalog
 from waly_cdc.source import slot as source_slot
@@ -111,9 +112,14 @@ def attribution(contents: Contents, store: LocalStore) -> dict[str, int]:
     """Transactions by what their actor is known from."""
     counts: Counter[str] = Counter()
     for file in contents.transaction_files():
-        column = pq.read_table(
-            store.path(file.path), columns=["actor_source"], partitioning=None
-        ).column(0)
+        try:
+            column = pq.read_table(
+                store.path(file.path), columns=["actor_source"], partitioning=None
+            ).column(0)
+        except (OSError, pa.ArrowException) as error:
+            raise ArchiveCorrupt(
+                f"{file.path} cannot be read: {error}", hint="run: waly verify"
+            ) from error
         for count in pc.value_counts(column).to_pylist():
             counts[count["values"]] += count["counts"]
     return {source: counts[source] for source in ACTOR_SOURCES}

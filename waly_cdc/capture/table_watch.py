@@ -53,7 +53,7 @@ LOCK_WAIT = "2s"
 NEW = "the table is new"
 REWRITTEN = "its rows were rewritten"
 FILLED = "a column with a default was added"
-UNPUBLISHED = "its updates and deletes are not published"
+UNPUBLISHED = "its updates and deletes are not published, or not all of them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +276,10 @@ class TableWatch(threading.Thread):
                 self._on_event(text)
             except SourceError as error:
                 self._tell(f"somebody who may has to run: {text} ({error.message})")
-        _, keyed = publication.look(connection, self._slot)
-        there = keyed.tables if keyed else frozenset()
+        everything, keyed = publication.look(connection, self._slot)
+        there = keyed.tables - keyed.restricted if keyed else frozenset()
+        if everything:
+            there -= everything.restricted
         self._captured = {table.oid for table in tables}
         self._unpublished = {
             table.oid

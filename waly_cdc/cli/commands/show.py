@@ -47,6 +47,12 @@ def _row(state: State, opened: Opened, table: str, key: tuple[str, ...], when: s
 
     moment = opened.resolve(when)
     echo_moment(state, moment)
+    relation = opened.contents.find_relation(table, moment.bound)
+    if not relation.followed:
+        state.output.note(
+            f"{relation.qualified_name} has no replica identity: its updates and deletes are not"
+            " archived, and this is what was inserted"
+        )
     with session() as connection:
         found = show(connection, opened.contents, opened.store, table, key, moment)
     state.output.result(found, lambda console: row(console, found))
