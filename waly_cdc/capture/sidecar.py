@@ -1,7 +1,9 @@
 """The sidecar: receive, journal, acknowledge, seal.
 
-Two threads. The receiver, here, drains the socket and sends status messages, and does nothing else
-that takes time. The keeper (`waly_cdc.capture.keeper`) journals, acknowledges and seals.
+Two threads do the work. The receiver, here, drains the socket and sends status messages, and does
+nothing else that takes time. The keeper (`waly_cdc.capture.keeper`) journals, acknowledges and
+seals. Two more look at the server meanwhile: the table watch, for what the stream does not tell of
+tables, and the sampler, for who is behind open transactions.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ from waly_cdc.source.stream import ReplicationStream, plugin_options
 
 SWITCH_INTERVAL = 0.0002
 """Seconds that one thread may keep the interpreter lock while the other wants it."""
-
 
 MOST_PASSES = 3
 """How often `once` goes on for baselines that are missing still."""
