@@ -6,16 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.conftest import TestServer
+from tests.running import running, wait_for
 from waly_cdc.archive.contents import load
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.capture.initialise import initialise
@@ -23,37 +21,6 @@ from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.sidecar import run
 from waly_cdc.embedded import EmbeddedServer
 from waly_cdc.lsn import Lsn
-
-
-@contextmanager
-def _running(settings: CaptureSettings) -> Iterator[None]:
-    """A sidecar in a thread; its error, if it has one, is raised at the end."""
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            run(settings, stop=stop)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(60)
-    assert not thread.is_alive()
-    if errors:
-        raise errors[0]
-
-
-def _wait(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def _one(dsn: str, statement: str, *values: object) -> str:
@@ -89,12 +56,12 @@ def test_an_idle_database_is_acknowledged_past_what_others_write(
     initialise(settings)
     other = server.create_database()
     try:
-        with _running(settings):
+        with running(settings):
             with psycopg.connect(server.dsn(other), autocommit=True) as connection:
                 connection.execute("create table t as select generate_series(1, 100000) n")
                 row = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
             assert row is not None
-            _wait(lambda: _confirmed(database) >= Lsn.parse(row[0]))
+            wait_for(lambda: _confirmed(database) >= Lsn.parse(row[0]))
     finally:
         server.drop_database(other)
 
@@ -106,15 +73,15 @@ def test_a_large_transaction_outlasts_an_impatient_server(work_dir: Path) -> Non
         _execute(dsn, "create table t (id int primary key, v text)")
         settings = _settings(dsn, work_dir, seal_size=1 << 20, seal_interval=0.2)
         initialise(settings)
-        with _running(settings):
+        with running(settings):
             _execute(
                 dsn,
                 "insert into t select n, repeat('x', 100) from generate_series(1, 400000) n",
             )
-            _wait(lambda: load(LocalStore(settings.archive)).events == 400_000, 90)
+            wait_for(lambda: load(LocalStore(settings.archive)).events == 400_000, 90)
             time.sleep(4)
             _execute(dsn, "insert into t values (0)")
-            _wait(lambda: load(LocalStore(settings.archive)).events == 400_001)
+            wait_for(lambda: load(LocalStore(settings.archive)).events == 400_001)
 
 
 def test_with_durability_archive_nothing_is_acknowledged_before_it_is_sealed(
@@ -124,7 +91,7 @@ def test_with_durability_archive_nothing_is_acknowledged_before_it_is_sealed(
     _execute(database, "create table t (id int primary key)")
     initialise(settings)
     store = LocalStore(settings.archive)
-    with _running(settings):
+    with running(settings):
         for number in range(20):
             _execute(database, "insert into t values (%s)", number)
             horizon_after = load(store).horizon
@@ -142,7 +109,7 @@ def test_many_small_seals_hold_what_one_large_one_holds(
     settings = _settings(database, work_dir, seal_size=seal_size, seal_interval=0.01)
     _execute(database, "create table t (id int primary key, v int)")
     initialise(settings)
-    with _running(settings), psycopg.connect(database, autocommit=True) as connection:
+    with running(settings), psycopg.connect(database, autocommit=True) as connection:
         for number in range(60):
             time.sleep(0.02)
             connection.execute("insert into t values (%s, 0)", (number,))
@@ -175,7 +142,7 @@ def test_a_kill_or_a_restart_while_idle_is_no_gap(
             before = _confirmed(database)
             _execute(server.dsn(other), f"create table t{round_number} as select 1")
             target = Lsn.parse(_one(database, "select pg_current_wal_insert_lsn()::text"))
-            _wait(lambda target=target: _confirmed(database) >= target)
+            wait_for(lambda target=target: _confirmed(database) >= target)
             assert before < target
             assert sidecar.poll() is None
             sidecar.kill()

@@ -6,17 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
-import psycopg
 import pytest
 
 from tests.integration.sample import live_rows
+from tests.running import execute, running, wait_for
 from waly_cdc.archive.contents import Contents, load
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.capture.initialise import initialise
@@ -93,45 +90,10 @@ CHANGES = {
 
 @pytest.fixture
 def settings(database: str, work_dir: Path) -> CaptureSettings:
-    _execute(database, SCHEMA)
+    execute(database, SCHEMA)
     settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.2, sample=False)
     initialise(settings)
     return settings
-
-
-def _execute(dsn: str, *statements: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement.encode())
-
-
-@contextmanager
-def _running(settings: CaptureSettings) -> Iterator[None]:
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            run(settings, stop=stop)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(60)
-    assert not errors, errors
-    assert not thread.is_alive()
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 40
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def _archived_rows(settings: CaptureSettings, bound: Lsn | None = None) -> dict[str, list[str]]:
@@ -174,7 +136,7 @@ def _in_row(text: str | None) -> str:
 def test_after_a_run_the_archive_has_what_the_server_has(
     settings: CaptureSettings, change: str
 ) -> None:
-    _execute(settings.dsn, *CHANGES[change])
+    execute(settings.dsn, *CHANGES[change])
     run(settings, once=True)
     assert _archived_rows(settings) == live_rows(settings.dsn)
     run(settings, once=True)
@@ -193,12 +155,12 @@ def test_a_running_sidecar_catches_up_with_all_of_it(settings: CaptureSettings) 
         except PointNotInArchive:
             return False
 
-    with _running(settings):
+    with running(settings):
         for name, statements in CHANGES.items():
             if name != "moved to another schema":
-                _execute(settings.dsn, *statements)
+                execute(settings.dsn, *statements)
                 time.sleep(0.3)
-        _wait(caught_up)
+        wait_for(caught_up)
     assert _archived_rows(settings) == live_rows(settings.dsn)
 
 
@@ -210,10 +172,10 @@ def test_a_truncate_takes_no_new_baseline_while_the_sidecar_runs(
     def events() -> int:
         return load(store).events
 
-    with _running(settings):
+    with running(settings):
         for number in range(3):
-            _execute(settings.dsn, "truncate kept", f"insert into kept values ({number}, 'x')")
-            _wait(lambda number=number: events() == 2 * (number + 1))
+            execute(settings.dsn, "truncate kept", f"insert into kept values ({number}, 'x')")
+            wait_for(lambda number=number: events() == 2 * (number + 1))
             time.sleep(2.5)
     contents = load(store)
     assert contents.gaps == []
@@ -226,7 +188,7 @@ def test_between_the_change_and_the_new_baseline_nothing_is_guessed(
 ) -> None:
     before = load(LocalStore(settings.archive)).horizon
     rows = live_rows(settings.dsn)
-    _execute(
+    execute(
         settings.dsn,
         "alter table kept alter v type text using upper(v)",
         "insert into doomed values (2)",
@@ -247,7 +209,7 @@ def test_a_dropped_table_is_gone_from_then_on_and_still_there_before(
     settings: CaptureSettings,
 ) -> None:
     before = load(LocalStore(settings.archive)).horizon
-    _execute(settings.dsn, "drop table doomed")
+    execute(settings.dsn, "drop table doomed")
     run(settings, once=True)
     assert "public.doomed" not in _archived_rows(settings)
     assert _archived_rows(settings, before)["public.doomed"] == ["(1)"]
@@ -256,7 +218,7 @@ def test_a_dropped_table_is_gone_from_then_on_and_still_there_before(
 def test_a_kill_while_a_new_baseline_is_copied_leaves_nothing_undone(
     settings: CaptureSettings,
 ) -> None:
-    _execute(settings.dsn, *CHANGES["a new type of the key"])
+    execute(settings.dsn, *CHANGES["a new type of the key"])
     command = [sys.executable, "-m", "waly_cdc", "--archive", str(settings.archive), "run"]
     for failpoint in ("baseline.copy=kill", "seal.publish=kill", "manifest.put=kill"):
         killed = subprocess.run(
@@ -271,11 +233,11 @@ def test_a_kill_while_a_new_baseline_is_copied_leaves_nothing_undone(
 
 def test_a_dropped_table_has_its_log_and_shows_in_a_difference(settings: CaptureSettings) -> None:
     store = LocalStore(settings.archive)
-    _execute(settings.dsn, "insert into doomed values (2)", "delete from doomed where id = 1")
+    execute(settings.dsn, "insert into doomed values (2)", "delete from doomed where id = 1")
     run(settings, once=True)
     beginning = load(store).beginning
     assert beginning is not None
-    _execute(
+    execute(
         settings.dsn,
         "drop table doomed",
         "create table doomed (id int primary key)",
@@ -306,7 +268,7 @@ def test_a_table_that_is_not_published_whole_is_not_known_until_it_is(
     settings: CaptureSettings,
 ) -> None:
     name = f"{load(LocalStore(settings.archive)).source.slot}_keyed"  # type: ignore[union-attr]
-    _execute(
+    execute(
         settings.dsn,
         f"alter publication {name} drop table kept",
         f"alter publication {name} add table kept where (id > 10)",
@@ -315,7 +277,7 @@ def test_a_table_that_is_not_published_whole_is_not_known_until_it_is(
     run(settings, once=True)
     with pytest.raises(PointNotInArchive, match="not published"):
         _archived_rows(settings)
-    _execute(
+    execute(
         settings.dsn,
         f"alter publication {name} drop table kept",
         f"alter publication {name} add table kept",

@@ -10,14 +10,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_wheel_brings_queries_and_the_demonstration_and_no_tests(tmp_path: Path) -> None:
+def _build(folder: Path) -> Path:
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path],
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_brings_queries_and_the_demonstration_and_no_tests(tmp_path: Path) -> None:
+    wheel = _build(tmp_path)
     names = set(zipfile.ZipFile(wheel).namelist())
     queries = {f"waly_cdc/queries/{path.name}" for path in (ROOT / "queries").glob("*.sql")}
     assert len(queries) >= 5
@@ -27,13 +32,7 @@ def test_the_wheel_brings_queries_and_the_demonstration_and_no_tests(tmp_path: P
 
 
 def test_an_installed_copy_finds_its_queries(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = _build(tmp_path)
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     program = "from waly_cdc.history import library; print(len(library.queries()))"

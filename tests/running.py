@@ -1,0 +1,52 @@
+"""A sidecar in a thread, and waiting for what it does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.capture.sidecar import run
+
+
+@contextmanager
+def running(settings: CaptureSettings) -> Iterator[None]:
+    """A sidecar at work; its error, if it has one, is raised at the end."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run(settings, stop=stop)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+    assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 40) -> None:
+    """Wait until the condition holds; an AssertionError if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def execute(dsn: str, *statements: str) -> None:
+    """Run statements, each in a transaction of its own."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
