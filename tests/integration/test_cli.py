@@ -467,7 +467,7 @@ def test_a_role_without_replication_is_refused_with_the_statement_that_helps(
     try:
         error = waly.error("init", "--dsn", dsn, code=12)
         assert "replication" in error["message"]
-        assert "alter role plain with replication" in error["hint"]
+        assert "ALTER ROLE plain REPLICATION;" in error["hint"]
         waly("check", "--dsn", dsn, code=6)
     finally:
         waly.sql("drop owned by plain", "drop role plain")

@@ -28,6 +28,7 @@ from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.errors import SourceError, UsageError
 from waly_cdc.lsn import Lsn
+from waly_cdc.relations import quote_identifier
 from waly_cdc.source import catalog as source_catalog
 from waly_cdc.source import preflight_role, publication
 from waly_cdc.source import slot as source_slot
@@ -105,12 +106,12 @@ def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettin
     if facts.wal_level != "logical":
         raise SourceError(
             f"wal_level is {facts.wal_level}, and logical replication needs logical",
-            hint="run: alter system set wal_level = 'logical'; then restart the server",
+            hint="run: ALTER SYSTEM SET wal_level = 'logical'; then restart the server",
         )
     if not facts.can_replicate:
         raise SourceError(
             f"role {facts.role} may not use replication",
-            hint=f"run as a superuser: alter role {facts.role} with replication",
+            hint=f"run as a superuser: ALTER ROLE {quote_identifier(facts.role)} REPLICATION;",
         )
     slot = settings.slot or source_slot.default_name(facts.database)
     source = Source(

@@ -94,10 +94,12 @@ class Shop:
         ]
         for worker in workers:
             worker.start()
-        time.sleep(seconds)
-        stop.set()
-        for worker in workers:
-            worker.join()
+        try:
+            time.sleep(seconds)
+        finally:
+            stop.set()
+            for worker in workers:
+                worker.join()
         return sum(counts)
 
     def make_mistake(self) -> int:
