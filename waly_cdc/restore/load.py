@@ -118,7 +118,8 @@ class Loader:
                         count += batch.num_rows
                         self.on_rows(name, batch.num_rows)
                 stored = cursor.rowcount
-        except (TargetError, duckdb.InterruptException) as error:
+        # Arrow passes DuckDB's interrupt on as an OSError.
+        except (TargetError, duckdb.InterruptException, OSError) as error:
             self.on_rows(name, -count)
             # What broke because it was told to stop is not what went wrong.
             if self._stopping:
