@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from waly_cdc.sizes import size_text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -146,19 +148,7 @@ def count(number: int, singular: str) -> str:
 
 def amount(number: int, unit: str) -> str:
     """A number for people: bytes in binary units, else with thousands separated."""
-    return size(number) if unit == "bytes" else f"{number:,} {unit}"
-
-
-def size(number: int | None) -> str:
-    """Bytes for people."""
-    if number is None:
-        return "unknown"
-    value = float(number)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{number} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    return size_text(number) if unit == "bytes" else f"{number:,} {unit}"
 
 
 def table(

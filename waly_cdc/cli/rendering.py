@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from waly_cdc.cli.output import count, size, table
+from waly_cdc.cli.output import count, table
+from waly_cdc.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,15 +141,15 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
     )
     for reason in found["reasons"]:
         console.print(Text(f"             {reason}", style="red"))
-    behind = "unknown" if lag["bytes"] is None else size(lag["bytes"])
+    behind = "unknown" if lag["bytes"] is None else size_text(lag["bytes"])
     seconds = "unknown" if lag["seconds"] is None else f"{lag['seconds']:.1f} s"
     shares = {name: number for name, number in found["attribution"].items() if number}
     total = sum(shares.values())
     known = ", ".join(f"{name} {100 * number / total:.1f} %" for name, number in shares.items())
     verified = found["last_verify"]
-    retained = size(slot["retained_bytes"])
+    retained = size_text(slot["retained_bytes"])
     if slot["safe_wal_size"] is not None:
-        retained += f", {size(slot['safe_wal_size'])} before it is lost"
+        retained += f", {size_text(slot['safe_wal_size'])} before it is lost"
     for name, value in (
         ("archive", f"{archive['path']}, of database {archive['database']}"),
         ("horizon", f"{found['horizon']['lsn']}, {found['horizon']['time']}"),
@@ -156,7 +157,7 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         ("slot", f"{slot['name']}, {slot['wal_status'] or slot['error']}; retains {retained}"),
         ("contents", f"{archive['tables']:,} tables, {archive['transactions']:,} transactions"),
         ("", f"{archive['events']:,} events in {archive['segments']:,} segments"),
-        ("size", size(archive["bytes"])),
+        ("size", size_text(archive["bytes"])),
         ("actors", known or "no transactions yet"),
         ("verified", f"{verified['verified_at']}: {verified['result']}" if verified else "never"),
     ):
@@ -183,7 +184,7 @@ def verified(console: Console, report: Report) -> None:
             console.print(line)
     checked = report.checked
     console.print(
-        f"checked {checked.files:,} files, {size(checked.bytes)}, {checked.rows:,} rows,"
+        f"checked {checked.files:,} files, {size_text(checked.bytes)}, {checked.rows:,} rows,"
         f" {checked.tables:,} tables up to {report.lsn}"
     )
     if report.drill is not None:

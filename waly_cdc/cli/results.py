@@ -101,13 +101,13 @@ def values(array: pa.Array) -> list[Any]:
 def _texts(array: pa.Array) -> list[str]:
     if pa.types.is_null(array.type):
         return [""] * len(array)
+    if pa.types.is_interval(array.type):
+        return ["" if value is None else _interval(*value) for value in array.to_pylist()]
     try:
         texts = array.cast(pa.string()).to_pylist()
     except pa.ArrowNotImplementedError:
-        if pa.types.is_interval(array.type):
-            texts = [None if value is None else _interval(*value) for value in array.to_pylist()]
-        else:
-            texts = [str(value) for value in array.to_pylist()]
+        # A type of DuckDB's that Arrow has no text for; Arrow cannot be asked beforehand.
+        texts = [str(value) for value in array.to_pylist()]
     return [text or "0" for text in texts]
 
 

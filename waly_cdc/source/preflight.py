@@ -15,6 +15,7 @@ import psycopg
 
 from waly_cdc import embedded
 from waly_cdc.findings import FAIL, PASS, WARN, Finding
+from waly_cdc.sizes import size_text
 from waly_cdc.source import catalog, slot
 from waly_cdc.source.connect import connect, source_errors
 from waly_cdc.source.preflight_look import Look
@@ -157,6 +158,7 @@ def _free_slot(look: Look) -> Iterator[Finding]:
 def _slot(look: Look) -> Iterator[Finding]:
     found = look.slot_info
     dropping = f"SELECT pg_drop_replication_slot('{look.slot_name}');"
+    retained = size_text(found.retained_bytes if found else None, "an unknown amount")
     if found is None:
         message = "the slot does not exist yet: `waly init` makes it"
         yield Finding("slot", PASS, look.slot_name, message)
@@ -183,7 +185,7 @@ def _slot(look: Look) -> Iterator[Finding]:
             "slot",
             WARN,
             look.slot_name,
-            f"the slot is about to be lost: it retains {_size(found.retained_bytes)} of log, more"
+            f"the slot is about to be lost: it retains {retained} of log, more"
             " than the server is set to keep; run the sidecar",
         )
     elif found.active:
@@ -194,8 +196,7 @@ def _slot(look: Look) -> Iterator[Finding]:
             "slot",
             PASS,
             look.slot_name,
-            f"the slot exists, retains {_size(found.retained_bytes)} of log, and nobody reads it"
-            " now",
+            f"the slot exists, retains {retained} of log, and nobody reads it now",
         )
 
 
@@ -216,7 +217,7 @@ def _retention(look: Look) -> Iterator[Finding]:
             f"ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'; {_RELOAD}",
         )
     else:
-        kept = _size(int(limit) << 20) if limit else "not known"
+        kept = size_text(int(limit) << 20) if limit else "not known"
         message = (
             f"max_slot_wal_keep_size is {kept}: a sidecar that falls back further loses its slot"
         )
@@ -318,7 +319,7 @@ def _archive_findings(archive: Path, database_bytes: int) -> list[Finding]:
         return [Finding("archive", FAIL, subject, f"no permission to write in {folder}")]
     free = shutil.disk_usage(folder).free
     enough = free >= database_bytes
-    message = f"{_size(free)} are free; the database has {_size(database_bytes)}"
+    message = f"{size_text(free)} are free; the database has {size_text(database_bytes)}"
     if not enough:
         message += ": a baseline takes less, being compressed, but the changes come on top"
     return [
@@ -339,12 +340,3 @@ def _pg_dump(major: int) -> Finding:
             f" postgresql-client-{major}",
         )
     return Finding("pg_dump", PASS, "pg_dump", f"the program is {program}")
-
-
-def _size(number: int | None) -> str:
-    """Bytes for people."""
-    if number is None:
-        return "an unknown amount"
-    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
-    power = min(max(number.bit_length() - 1, 0) // 10, len(units) - 1)
-    return f"{number / (1 << 10 * power):.{1 if power else 0}f} {units[power]}"

@@ -7,10 +7,10 @@ import click
 
 from waly_cdc.cli.archive import echo_moment, interruptible, open_archive
 from waly_cdc.cli.options import State, global_options, pass_state
-from waly_cdc.cli.output import size
 from waly_cdc.cli.output import table as render_table
 from waly_cdc.cli.rendering import restored
 from waly_cdc.errors import UsageError
+from waly_cdc.sizes import size_text
 
 JOBS = min(4, os.cpu_count() or 1)
 
@@ -55,7 +55,7 @@ def command(
     echo_moment(state, moment)
     plan = plan_restore(opened.store, opened.contents, moment, tables)
     if dry_run:
-        rows = [(t.name.qualified_name, f"{t.rows:,}", size(t.bytes)) for t in plan.tables]
+        rows = [(t.name.qualified_name, f"{t.rows:,}", size_text(t.bytes)) for t in plan.tables]
         headings = ("table", "rows, about", "to read")
         state.output.result(
             plan.to_json(), lambda console: render_table(console, headings, rows, right=(1, 2))
