@@ -68,7 +68,7 @@ def server() -> Iterator[TestServer]:
     if own:
         yield TestServer(own, None)
         return
-    with EmbeddedServer.start() as embedded:
+    with EmbeddedServer.start(settings={"max_prepared_transactions": "10"}) as embedded:
         yield TestServer(embedded.dsn(), embedded)
 
 
