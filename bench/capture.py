@@ -1,9 +1,11 @@
 """How fast is capture? Compared with `pg_recvlogical`, PostgreSQL's own reader of the same stream.
 
 Each round inserts the same 1,000,000 rows of 10 columns, then lets each of the two consume them
-from a slot of its own, in turns: `pg_recvlogical` writes them to /dev/null over the unix socket
-(its faster transport), waly makes sealed Parquet of them over TCP. Both are whole processes,
-start-up included. Prints the ratio of the rates: 1.0 is as fast as the server can send.
+from a slot of its own, in turns; both slots begin at the same place in the log. `pg_recvlogical`
+writes them to /dev/null over the unix socket (its faster transport), waly makes sealed Parquet of
+them over TCP. Both are timed as whole processes, and once more with nothing to read: what they take
+for that, to start and to end, is taken off for the rates. Prints the ratio of the rates (1.0 is as
+fast as the server can send), and that of the whole processes.
 
     python bench/capture.py [--rows N] [--rounds N] [--batch N] [--dsn DSN]
 """
@@ -52,6 +54,17 @@ def fill(dsn: str, first: int, rows: int, batch: int) -> str:
         return str(row[0])
 
 
+def copy_slot(dsn: str) -> None:
+    """Make the slot `compared` a copy of waly's: from where a slot is decoded depends on when its
+    reader last acknowledged something."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+            " where slot_name = 'compared'"
+        )
+        connection.execute("select pg_copy_logical_replication_slot('waly_postgres', 'compared')")
+
+
 def timed(command: list[str]) -> tuple[float, float]:
     """Seconds of wall and of CPU that a command takes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -71,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="waly-bench-"))
     waly = [sys.executable, "-m", "waly_cdc", "--archive", str(work / "archive")]
-    ratios = []
+    rates, wholes = [], []
     try:
         with EmbeddedServer.start(settings={"max_wal_size": "8GB"}) as server:
             dsn = server.dsn()
@@ -83,27 +96,40 @@ def main() -> None:
                 str(server.bindir / "pg_recvlogical"),
                 *("-d", server.socket_dsn(), "--slot=compared"),
             ]
-            subprocess.run([*recvlogical, "--create-slot", "--plugin=pgoutput"], check=True)
             publications = "waly_postgres_all,waly_postgres_keyed"
-            for number in range(arguments.rounds):
-                end = fill(dsn, number * arguments.rows, arguments.rows, arguments.batch)
-                read = [
+
+            def reader(end: str) -> list[str]:
+                return [
                     *recvlogical,
                     *("--start", "-f", "/dev/null", "--no-loop", f"--endpos={end}"),
                     *("-o", "proto_version=1", "-o", f"publication_names={publications}"),
                 ]
-                ours = [*waly, "--quiet", "run", "--once"]
-                turns = [("pg_recvlogical", read), ("waly", ours)]
-                results = {name: timed(c) for name, c in (turns if number % 2 else turns[::-1])}
-                ratios.append(results["pg_recvlogical"][0] / results["waly"][0])
+
+            def writer(_: str) -> list[str]:
+                return [*waly, "--quiet", "run", "--once"]
+
+            for number in range(arguments.rounds):
+                copy_slot(dsn)
+                turns = [("pg_recvlogical", reader), ("waly", writer)]
+                turns = turns if number % 2 else turns[::-1]
+                position = fill(dsn, number * arguments.rows, 0, arguments.batch)
+                empty = {name: timed(command(position)) for name, command in turns}
+                copy_slot(dsn)
+                position = fill(dsn, number * arguments.rows, arguments.rows, arguments.batch)
+                whole = {name: timed(command(position)) for name, command in turns}
+                net = {name: whole[name][0] - empty[name][0] for name in whole}
+                rates.append(net["pg_recvlogical"] / net["waly"])
+                wholes.append(whole["pg_recvlogical"][0] / whole["waly"][0])
                 for name in ("pg_recvlogical", "waly"):
-                    wall, cpu = results[name]
-                    rate = arguments.rows / wall
-                    print(f"{name:15} {wall:6.2f} s  {rate:10,.0f} rows/s  {cpu:5.2f} s CPU")
-                print(f"ratio           {ratios[-1]:6.2f}", flush=True)
+                    print(
+                        f"{name:15} {whole[name][0]:6.2f} s, {empty[name][0]:.2f} s of it empty"
+                        f"  {arguments.rows / net[name]:10,.0f} rows/s  {whole[name][1]:5.2f} s CPU"
+                    )
+                print(f"ratio           {rates[-1]:6.2f}, whole {wholes[-1]:.2f}", flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"median ratio of the rates, waly to pg_recvlogical: {statistics.median(ratios):.2f}")
+    print(f"median ratio of the rates, waly to pg_recvlogical: {statistics.median(rates):.2f}")
+    print(f"median ratio of whole processes: {statistics.median(wholes):.2f}")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ class Keeper:
 
     def put(self, received: Received, meanwhile: Callable[[], None]) -> None:
         """Hand over what was received; while there is no room for it, call `meanwhile`."""
-        size = sum(map(len, received.frames))
+        size = len(received.chunk.data)
         with self._room:
             while self._waiting_bytes > QUEUE_BYTES and self._error is None:
                 self._room.wait(0.2)
@@ -168,16 +168,16 @@ class Keeper:
         try:
             received = self._queue.get(timeout=SYNC_EVERY)
         except queue.Empty:
-            return Received([], ZERO, None)
+            return Received(Chunk.of([]), ZERO, None)
         if received is not None:
             with self._room:
-                self._waiting_bytes -= sum(map(len, received.frames))
+                self._waiting_bytes -= len(received.chunk.data)
                 self._room.notify()
         return None if self._error is not None else received
 
     def _take(self, received: Received) -> None:
-        if received.frames:
-            chunk = Chunk.of(received.frames)
+        chunk = received.chunk
+        if len(chunk):
             count, end = chunk.committed()
             if count and count < len(chunk) and self._seal_due():
                 chunk, rest = chunk.split(count)

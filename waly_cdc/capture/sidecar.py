@@ -9,7 +9,6 @@ tables, and the sampler, for who is behind open transactions.
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,9 +30,6 @@ from waly_cdc.capture.table_watch import TableWatch
 from waly_cdc.errors import SourceLost, WalyError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source.stream import ReplicationStream, plugin_options
-
-SWITCH_INTERVAL = 0.0002
-"""Seconds that one thread may keep the interpreter lock while the other wants it."""
 
 MOST_PASSES = 3
 """How often `once` goes on for baselines that are missing still."""
@@ -178,10 +174,6 @@ def _receive(
     stream: ReplicationStream, keeper: Keeper, target: Lsn | None, stop: threading.Event
 ) -> None:
     """The receiver: hand everything to the keeper, until told to stop or up to the target."""
-    interval = sys.getswitchinterval()
-    # The keeper gives the interpreter lock up for every call into Arrow, and must not wait long to
-    # have it back from a receiver that never sleeps.
-    sys.setswitchinterval(SWITCH_INTERVAL)
     keeper.start(stream.acknowledge)
     try:
         while not stop.is_set():
@@ -190,12 +182,10 @@ def _receive(
             if target is not None:
                 if received.server_end >= target:
                     break
-                if not received.frames:
+                if not len(received.chunk):
                     stream.send_status()
         keeper.finish(stream.keep_alive)
         stream.send_status()
     except BaseException:
         keeper.abandon()
         raise
-    finally:
-        sys.setswitchinterval(interval)

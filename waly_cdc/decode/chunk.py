@@ -1,8 +1,13 @@
-"""A chunk: consecutive replication frames, laid one after the other in memory."""
+"""A chunk: consecutive replication frames, laid one after the other in memory.
+
+Each frame keeps the header of the CopyData message that carried it, so that what comes off a socket
+is a chunk as it lies there (PostgreSQL documentation, sections 53.7, CopyData, and 53.4, XLogData).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,26 +15,40 @@ import numpy.typing as npt
 
 from waly_cdc.errors import DecodeError
 
-XLOGDATA_HEADER = 25
-"""Bytes before the message in an XLogData frame: `w`, start LSN, end LSN, send time."""
+COPYDATA_HEADER = 5
+"""Bytes before a frame: `d`, and the length of all that follows the `d` (uint32, big-endian)."""
+
+MESSAGE_AT = COPYDATA_HEADER + 25
+"""Where the plugin's message begins: after XLogData's `w`, start LSN, end LSN and send time."""
 
 COMMIT = ord("C")
 _COMMIT_SIZE = 26
+_COPYDATA = struct.Struct(">cI")
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Whole XLogData frames: their bytes, and the length of each (int64, in bytes)."""
+    """Whole frames with their CopyData headers: their bytes, and the length of each (int64)."""
 
     data: bytes
     lengths: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, frames: Sequence[bytes | memoryview]) -> Chunk:
-        return cls(b"".join(frames), np.fromiter(map(len, frames), np.int64, len(frames)))
+    def of(cls, frames: Iterable[bytes | memoryview]) -> Chunk:
+        """Put the headers before frames that come without."""
+        parts: list[bytes | memoryview] = []
+        for frame in frames:
+            parts += (_COPYDATA.pack(b"d", len(frame) + 4), frame)
+        lengths = np.fromiter(map(len, parts[1::2]), np.int64, len(parts) // 2)
+        return cls(b"".join(parts), lengths + COPYDATA_HEADER)
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where each frame's CopyData header begins."""
+        return np.cumsum(self.lengths) - self.lengths
 
     def split(self, count: int) -> tuple[Chunk, Chunk]:
         """The first `count` frames, and the rest."""
@@ -44,16 +63,16 @@ class Chunk:
 
         `(0, 0)` where there is none. Raises DecodeError for frames too short to tell.
         """
-        if (self.lengths <= XLOGDATA_HEADER).any():
+        if (self.lengths <= MESSAGE_AT).any():
             raise DecodeError("a frame is too short")
-        starts = np.cumsum(self.lengths) - self.lengths
-        kinds = np.frombuffer(self.data, np.uint8)[starts + XLOGDATA_HEADER]
+        starts = self.starts
+        kinds = np.frombuffer(self.data, np.uint8)[starts + MESSAGE_AT]
         commits = np.flatnonzero(kinds == COMMIT)
         if not len(commits):
             return 0, 0
         last = int(commits[-1])
-        if self.lengths[last] != XLOGDATA_HEADER + _COMMIT_SIZE:
+        if self.lengths[last] != MESSAGE_AT + _COMMIT_SIZE:
             raise DecodeError("a Commit message has a wrong length")
         # Commit: kind, flags (1 byte each), commit LSN, end LSN (8 each), commit time.
-        position = int(starts[last]) + XLOGDATA_HEADER + 10
+        position = int(starts[last]) + MESSAGE_AT + 10
         return last + 1, int.from_bytes(self.data[position : position + 8], "big")

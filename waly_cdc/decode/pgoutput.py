@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from waly_cdc.decode import events, messages, tuples
-from waly_cdc.decode.chunk import XLOGDATA_HEADER, Chunk
+from waly_cdc.decode.chunk import COPYDATA_HEADER, MESSAGE_AT, Chunk
 from waly_cdc.decode.events import EventBatch, Header, Texts
 from waly_cdc.decode.tuples import Bytes, Positions, Spans
 from waly_cdc.errors import DecodeError
@@ -113,11 +113,11 @@ class _ChunkDecoder:
         self.bytes = chunk.data
         ends = np.cumsum(chunk.lengths)
         starts = ends - chunk.lengths
-        if (chunk.lengths <= XLOGDATA_HEADER).any() or int(ends[-1]) != len(chunk.data):
+        if (chunk.lengths <= MESSAGE_AT).any() or int(ends[-1]) != len(chunk.data):
             raise DecodeError("a frame is too short")
-        if (self.data.uint8(starts) != ord("w")).any():
+        if (self.data.uint8(starts + COPYDATA_HEADER) != ord("w")).any():
             raise DecodeError("a frame is not XLogData")
-        self.begin = starts + XLOGDATA_HEADER
+        self.begin = starts + MESSAGE_AT
         self.end = ends
         self.kind = self.data.uint8(self.begin)
         unknown = ~_KNOWN[self.kind]
