@@ -31,7 +31,7 @@ VOCABULARY = {
 
 MAY_IMPORT: dict[str, set[str]] = {
     "decode": set(),
-    "source": set(),
+    "source": {"decode"},
     "journal": set(),
     "archive": {"decode"},
     "capture": {"source", "journal", "decode", "archive"},
