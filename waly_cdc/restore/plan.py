@@ -119,7 +119,8 @@ def plan_restore(
     store: LocalStore, contents: Contents, moment: Moment, tables: Sequence[str] = ()
 ) -> Plan:
     """The plan of a restore to `moment` of the whole database, or of the tables that the user calls
-    so. Raises UsageError for a table that was not there then, ArchiveCorrupt."""
+    so. `contents` are those of the moment's era. Raises UsageError for a table that was not there
+    then, ArchiveCorrupt."""
     dump = read_dump(store, contents, moment.bound)
     return plan(contents, dump, moment.bound, moment.time, tables)
 
