@@ -165,7 +165,8 @@ class Source:
     """Which database an archive, or an era of it, belongs to.
 
     `timeline` is the server's, and `ended` holds the ones before it in its history, each with the
-    LSN at which it ended (PostgreSQL documentation, section 26.3.6).
+    LSN at which it ended (PostgreSQL documentation, section 26.3.6). `failover` says that the slot
+    was made so that standbys keep a copy of it.
     """
 
     system_identifier: str
@@ -177,6 +178,7 @@ class Source:
     slot: str
     plugin: str
     publications: tuple[str, ...]
+    failover: bool
 
     @property
     def identity(self) -> str:
@@ -194,6 +196,7 @@ class Source:
             "slot": self.slot,
             "plugin": self.plugin,
             "publications": list(self.publications),
+            "failover": self.failover,
         }
 
     @classmethod

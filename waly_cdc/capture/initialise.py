@@ -37,6 +37,7 @@ from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import connect
 from waly_cdc.source.copy import snapshot_transaction
 from waly_cdc.source.heaps import heaps
+from waly_cdc.source.slot import FAILOVER_SINCE, STANDBY_SINCE
 from waly_cdc.source.timeline import timelines
 from waly_cdc.tables import TableChanges
 
@@ -122,7 +123,7 @@ def made(archive: ArchiveWriter, source: Source, copied: Sequence[CopiedTable]) 
 def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettings) -> Source:
     """Write entry 0, or check that it names this database."""
     facts = source_catalog.server_facts(catalog.connection)
-    require_able(facts)
+    require_able(facts, failover=settings.failover)
     slot = settings.slot or source_slot.default_name(facts.database)
     history = timelines(settings.dsn)
     source = Source(
@@ -135,6 +136,7 @@ def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettin
         slot=slot,
         plugin="pgoutput",
         publications=publication.names(slot),
+        failover=settings.failover,
     )
     bound = archive.contents.source
     if bound is None:
@@ -158,8 +160,22 @@ def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettin
     return source
 
 
-def require_able(facts: source_catalog.ServerFacts) -> None:
-    """Raise SourceError for a server or a role that cannot do logical replication."""
+def require_able(facts: source_catalog.ServerFacts, *, failover: bool) -> None:
+    """Raise SourceError for a server or a role that cannot do logical replication, or have a slot
+    that standbys keep a copy of."""
+    version = facts.server_version // 10000
+    if facts.is_in_recovery and version < STANDBY_SINCE:
+        raise SourceError(
+            f"this is a standby of PostgreSQL {version}, where no logical slot can be made",
+            hint="connect to its primary",
+        )
+    if failover and (facts.is_in_recovery or version < FAILOVER_SINCE):
+        raise SourceError(
+            "failover slots are made on a primary, of PostgreSQL"
+            f" {FAILOVER_SINCE} or newer; this is a"
+            f" {'standby' if facts.is_in_recovery else 'primary'} of version {version}",
+            hint="leave out --failover",
+        )
     if facts.wal_level != "logical":
         raise SourceError(
             f"wal_level is {facts.wal_level}, and logical replication needs logical",
@@ -191,6 +207,11 @@ def publish(
     statements = publication.plan(
         catalog.connection, source.slot, tables, every_table=every_table and facts.is_superuser
     )
+    if facts.is_in_recovery and statements:
+        raise SourceError(
+            "this is a standby, and its primary has no publications for it yet",
+            hint="run on the primary: " + " ".join(publication.as_text(statements)),
+        )
     publication.apply(catalog.connection, statements)
 
 
@@ -214,7 +235,12 @@ def take_baselines(
     with connect(settings.dsn, replication=True) as replication:
         # Commits up to here are in the snapshot; some of those up to its own time may not be.
         complete_until = source_catalog.server_facts(catalog.connection).now
-        slot = source_slot.create(replication, source.slot)
+        if source_catalog.server_facts(catalog.connection).is_in_recovery:
+            on_progress(
+                "a standby's slot waits for word from its primary: SELECT pg_log_standby_snapshot()"
+                " there hastens it"
+            )
+        slot = source_slot.create(replication, source.slot, failover=source.failover)
         try:
             on_progress(f"slot {slot.name} made at {slot.consistent_point}")
             facts = source_catalog.server_facts(catalog.connection)

@@ -14,6 +14,7 @@ Order, and what a crash leaves behind:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.attribution import Attribution
@@ -61,8 +62,9 @@ def begin_era(
             if broken.confirm is None:
                 raise UsageError("the database is the archive's: leave out --confirm-source")
             raise continuity.error(broken)
-        require_able(continuity.facts)
         source = continuity.describe()
+        source = replace(source, failover=source.failover or settings.failover)
+        require_able(continuity.facts, failover=source.failover)
         chosen = _captured(catalog, source.slot, choose_tables(catalog, tables, exclude))
         publish(catalog, source, chosen, every_table=not tables and not exclude)
         copied = take_baselines(

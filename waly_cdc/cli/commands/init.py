@@ -1,5 +1,7 @@
 """`waly init`"""
 
+from dataclasses import replace
+
 import click
 
 from waly_cdc.cli.archive import interruptible
@@ -20,6 +22,9 @@ from waly_cdc.errors import UsageError
 @click.option("--exclude", metavar="PATTERN", multiple=True, help="Not these tables.")
 @click.option("--slot", metavar="NAME", help="Slot (default: named after the database).")
 @click.option(
+    "--failover", is_flag=True, help="Let standbys keep a copy of the slot (PostgreSQL 17+)."
+)
+@click.option(
     "--new-era",
     is_flag=True,
     help="Go on after a lost slot, a failover or an upgrade, with a gap in history.",
@@ -38,6 +43,7 @@ def command(
     tables: tuple[str, ...],
     exclude: tuple[str, ...],
     slot: str | None,
+    failover: bool,
     new_era: bool,
     confirm_source: str | None,
 ) -> None:
@@ -59,7 +65,8 @@ def command(
     if confirm_source is not None and not new_era:
         raise UsageError("--confirm-source needs --new-era")
     state.set(slot=slot)
-    settings, note = CaptureSettings.of(state.config), state.output.note
+    settings = replace(CaptureSettings.of(state.config), failover=failover)
+    note = state.output.note
     with interruptible():
         if new_era:
             result = begin_era(
