@@ -1,4 +1,4 @@
-"""What breaks a history on the server's side, on servers of their own: found, never gone on with."""
+"""What breaks a history on the server's side, on servers of their own: it is always found."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.running import running, wait_for
 from tests.servers import promote, put_back, set_aside, standby_of
 from waly_cdc.archive.contents import load
 from waly_cdc.archive.store import LocalStore
+from waly_cdc.capture.initialise import initialise
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.status import is_locked
-from waly_cdc.cli.main import run
 from waly_cdc.embedded import EmbeddedServer
 from waly_cdc.errors import SlotLost
 
@@ -72,18 +72,21 @@ def test_a_slot_made_anew_under_our_name_ends_an_era(waly: Waly) -> None:
 
 def test_a_slot_that_goes_while_the_sidecar_runs_ends_it(waly: Waly) -> None:
     settings = CaptureSettings(waly.dsn, waly.archive, sample=False)
-    with pytest.raises(SlotLost, match="is gone"), running(settings):
+    with pytest.raises(SlotLost, match="is gone"), running(settings):  # noqa: PT012 - it runs beside
         wait_for(lambda: waly("slot", "show")[0]["active"])
-        with psycopg.connect(waly.dsn, autocommit=True) as connection:
-            while True:
-                connection.execute("select pg_terminate_backend(pid) from pg_stat_replication")
-                try:
-                    connection.execute("select pg_drop_replication_slot('waly_postgres')")
-                    break
-                except psycopg.errors.ObjectInUse:
-                    continue
+        wait_for(lambda: _takes_away_slot(waly))
         wait_for(lambda: not is_locked(waly.archive))
     assert "--new-era" in waly.error("run", "--once", code=13)["hint"]
+
+
+def _takes_away_slot(waly: Waly) -> bool:
+    with psycopg.connect(waly.dsn, autocommit=True) as connection:
+        connection.execute("select pg_terminate_backend(pid) from pg_stat_replication")
+        try:
+            connection.execute("select pg_drop_replication_slot('waly_postgres')")
+        except psycopg.errors.ObjectInUse:
+            return False
+    return True
 
 
 def test_a_server_that_is_put_back_to_an_older_state_ends_an_era(
@@ -221,21 +224,21 @@ def test_a_standby_is_captured_and_goes_on_when_it_is_promoted(
     primary.sql(*SCHEMA.split(";"))
     with standby_of(own_server, {"hot_standby_feedback": "on"}) as standby:
         waly = Waly(standby.dsn(), work_dir / "archive", capsys)
+        settings = CaptureSettings(waly.dsn, waly.archive, sample=False, seal_interval=0.2)
         assert "on a primary" in waly.error("init", "--failover", code=12)["message"]
         hint = waly.error("init", code=12)["hint"]
         primary.sql(*hint.partition(": ")[2].split(";")[:-1])
         wait_for(lambda: _count(waly, "pg_publication") == 2)
         with ThreadPoolExecutor(1) as pool:
-            making = pool.submit(run, ["--dsn", waly.dsn, "--archive", str(waly.archive), "init"])
+            making = pool.submit(initialise, settings)
             while not making.done():
                 primary.sql("select pg_log_standby_snapshot()")
                 time.sleep(0.2)
-        assert making.result() == 0
+        assert making.result().created
         primary.sql("update orders set status = 'from the standby' where id = 7")
         wait_for(lambda: live_rows(waly) == live_rows(primary))
         waly("run", "--once")
         assert rows(waly, "latest") == live_rows(primary)
-        settings = CaptureSettings(waly.dsn, waly.archive, sample=False, seal_interval=0.2)
         with running(settings):
             primary.sql("update orders set status = 'streamed' where id = 7")
             wait_for(lambda: _events(waly) == 2)

@@ -138,6 +138,8 @@ def _connected(
     """
     contents = archive.contents
     with CatalogWatch(settings.dsn, on_event) as catalog:
+        # Before the server's timeline is asked for: a promotion from now on is noticed.
+        catalog.observe()
         continuity = Continuity(archive, catalog, settings)
         continuity.require(continuity.other_database())
         attribution = Attribution()
