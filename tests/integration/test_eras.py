@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 from tests.conftest import TestServer
 from tests.integration.test_cli import Waly
 from tests.running import wait_for
+from waly_cdc.capture.state import read_state
+from waly_cdc.lsn import Lsn
 
 SCHEMA = """
 create table orders (id int primary key, status text not null);
@@ -29,6 +33,8 @@ def waly(database: str, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> W
 
 
 def drop_slot(waly: Waly) -> None:
+    """Drop the slot, when the server has noticed that its last reader is gone."""
+    wait_for(lambda: not waly("slot", "show")[0]["active"])
     waly.sql(
         "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
         " where database = current_database()"
@@ -159,12 +165,11 @@ def test_what_the_journal_holds_of_an_era_is_not_lost_with_it(waly: Waly) -> Non
         stdout=subprocess.DEVNULL,
     )
     waly.sql("update orders set status = 'journalled' where id = 7")
-    wait_for(lambda: any(path.stat().st_size for path in waly.archive.glob("journal/*")))
-    wait_for(lambda: _safe(waly) == _written(waly))
+    written = _written(waly)
+    wait_for(lambda: _safe(waly) >= written)
     killed.kill()
     killed.wait()
     assert waly("log") == []
-    wait_for(lambda: not waly("slot", "show")[0]["active"])
     drop_slot(waly)
     (made,) = waly("init", "--new-era")
     (event,) = waly("log")
@@ -175,13 +180,78 @@ def test_what_the_journal_holds_of_an_era_is_not_lost_with_it(waly: Waly) -> Non
     assert waly("verify")[0]["result"] == "passed"
 
 
-def _safe(waly: Waly) -> str | None:
-    (status,) = waly("status")
-    return status["sidecar"] and status["sidecar"]["safe"]
+@pytest.mark.parametrize("failpoint", ["baseline.copy", "seal.publish", "manifest.put"])
+def test_an_era_that_was_killed_at_its_beginning_begins_the_next_time(
+    waly: Waly, failpoint: str
+) -> None:
+    waly("init")
+    waly.sql("update orders set status = 'first' where id = 7")
+    waly("run", "--once")
+    drop_slot(waly)
+    killed = subprocess.run(
+        [sys.executable, "-m", "waly_cdc", "--archive", str(waly.archive), "init", "--new-era"],
+        env={**os.environ, "WALY_DSN": waly.dsn, "WALY_FAILPOINTS": f"{failpoint}=kill"},
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    wait_for(lambda: not waly("slot", "show")[0]["active"])
+    waly.sql("update orders set status = 'unseen' where id = 7")
+    assert "made anew" in begin_new_era(waly)
+    waly("run", "--once")
+    assert waly("status")[0]["archive"]["eras"] == 2
+    assert rows(waly, "latest") == live_rows(waly)
+    assert waly("verify")[0]["result"] == "passed"
 
 
-def _written(waly: Waly) -> str:
+def test_what_only_an_earlier_era_has_is_found_there(waly: Waly) -> None:
+    waly.sql("create table former (id int primary key, v text)")
+    waly("init")
+    waly.sql("insert into former values (1, 'x')")
+    waly("run", "--once")
+    xid = waly("log", "former")[0]["xid"]
+    drop_slot(waly)
+    waly.sql("drop table former", "create table later (id int primary key, v text)")
+    begin_new_era(waly)
+    (event,) = waly("log", "former", "1")
+    assert (event["era"], event["after"]) == (1, {"id": 1, "v": "x"})
+    assert [e["after"] for e in waly("show", f"xid:{xid}")] == [event["after"]]
+    assert [e["era"] for e in waly("show", f"1:xid:{xid}")] == [1]
+    waly.error("show", f"2:xid:{xid}", code=7)
+    assert "no table" in waly.error("log", "nothing", code=2)["message"]
+    removed = waly("diff", "--from", f"xid:{xid}")
+    assert [(d["table"], d["change"]) for d in removed] == [("public.former", "removed")]
+    assert waly("query", "select * from later") == []
+
+
+def test_a_fault_around_the_beginning_of_an_era_is_found(waly: Waly) -> None:
+    waly("init")
+    waly("run", "--once")
+    drop_slot(waly)
+    begin_new_era(waly)
+    waly.sql("update orders set status = 'x' where id = 7")
+    waly("run", "--once")
+    entries = sorted((waly.archive / "manifest").glob("*.json"))
+    (era,) = [path for path in entries if json.loads(path.read_bytes())["kind"] == "era"]
+    content = era.read_bytes()
+    era.chmod(0o600)
+    era.write_bytes(content.replace(b'"era":2', b'"era":3'))
+    found = {f["id"] for f in waly("verify", code=4)[0]["findings"]}
+    assert "manifest.era" in found
+    era.unlink()
+    found = {f["id"] for f in waly("verify", code=4)[0]["findings"]}
+    assert "file.missing" in found
+    era.write_bytes(content)
+    assert waly("verify")[0]["result"] == "passed"
+
+
+def _safe(waly: Waly) -> Lsn:
+    """Up to where a running sidecar has everything in its journal."""
+    state = read_state(waly.archive)
+    return Lsn.parse(state["safe"]) if state else Lsn(0)
+
+
+def _written(waly: Waly) -> Lsn:
     with psycopg.connect(waly.dsn) as connection:
         row = connection.execute("select pg_current_wal_flush_lsn()::text").fetchone()
     assert row is not None
-    return str(row[0])
+    return Lsn.parse(row[0])
