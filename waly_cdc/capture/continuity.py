@@ -14,7 +14,10 @@ enough:
   of that timeline. Recovery up to a point and promotion begin a new timeline, and its history file
   says where it left the old one. If that is at or after R, the server's log up to R is ours; if it
   is before, the server lacks log that we have, and has or will have other log with the same LSNs.
-  Two timelines of one number that were begun independently differ in where they began.
+  Two timelines of one number that were begun independently differ in where they began. A standby
+  that is streamed from goes on to another timeline under the stream; that is noticed within a
+  second, noted from the same server, and all is looked at anew. If we are killed within that
+  second, a history may be called broken that is not.
 * **Overlap** (a). A server that was put back by its disk's snapshot begins no timeline, and may
   have written past R again. But then its slot was put back too and stands before R. Whenever the
   slot stands before R, which also a crash brings about, the server is made to send what lies

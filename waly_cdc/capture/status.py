@@ -69,7 +69,10 @@ def degradations(found: dict[str, Any], max_lag: float) -> list[str]:
     if slot["error"] is not None:
         reasons.append(f"the server cannot be asked: {slot['error']}")
     elif slot["wal_status"] in (None, "lost"):
-        reasons.append("the replication slot is lost: changes since the horizon cannot be had")
+        reasons.append(
+            "the replication slot is lost: changes since the horizon cannot be had. `waly run` says"
+            " how to go on"
+        )
     elif slot["wal_status"] == "unreserved":
         reasons.append("the slot is about to be lost: it retains more log than the server allows")
     lag = found["lag"]["seconds"]
