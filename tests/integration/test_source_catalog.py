@@ -175,7 +175,8 @@ def test_facts(database: str) -> None:
         facts = catalog.server_facts(connection)
         identity = replication.execute("IDENTIFY_SYSTEM").fetchone()
         assert identity is not None
-        assert (PLACE
+        assert facts.system_identifier == identity[0]
+        assert timelines(database).current == identity[1]
         assert facts.database == identity[3]
         assert facts.server_version == connection.info.server_version
         assert facts.is_superuser

@@ -248,9 +248,8 @@ def take_baselines(
             snapshot = Snapshot(slot.snapshot, era, slot.consistent_point, facts.now)
             commit = partial(archive.commit, "baseline")
             if after is not None:
-                ended = archive.contents
-                times = ended.horizon_time, facts.now
-                gap = EraGap(ended.horizon, times[0], snapshot.lsn, times[1], after)
+                end, end_time = archive.contents.horizon, archive.contents.horizon_time
+                gap = EraGap(end, end_time, snapshot.lsn, snapshot.time, after)
                 commit = partial(archive.commit, "era", gap=gap, source=source)
             return _copy_and_commit(
                 archive, catalog, settings, snapshot, complete_until, tables, on_progress, commit
