@@ -132,6 +132,10 @@ class ArchiveWriter:
             transactions=transactions,
             events=events,
         )
+        self._put(entry)
+        return entry
+
+    def _put(self, entry: Entry) -> None:
         content = entry.to_bytes()
         path = layout.entry_path(entry.number)
         with durable.storage_errors(self.root / path):
@@ -148,7 +152,6 @@ class ArchiveWriter:
         self.contents.apply(entry, content)
         if self.contents.entries % CHECKPOINT_EVERY == 0:
             self._checkpoint()
-        return entry
 
     def _checkpoint(self) -> None:
         number = self.contents.entries - 1

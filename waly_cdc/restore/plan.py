@@ -64,7 +64,7 @@ class PlannedTable:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A restore to `lsn`: the state made by all commits that begin before it.
+    """A restore to `lsn` of an era: the state made by all commits that begin before it.
 
     `schema` is None where there is no dump to take it from, `dumped_later` says that the dump was
     taken after the point. `without_rows` names tables whose rows cannot be restored, and why.
@@ -77,6 +77,7 @@ class Plan:
     sequences: tuple[SequenceValue, ...]
     without_rows: tuple[str, ...]
     dumped_later: bool = False
+    era: int = 1
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "at": {"lsn": str(self.lsn), "time": format_time(self.time)},
+            "at": {"era": self.era, "lsn": str(self.lsn), "time": format_time(self.time)},
             "tables": [
                 {
                     "table": table.name.qualified_name,
@@ -195,6 +196,7 @@ def plan(
         sequences=tuple(s for s in sequences if (s.schema, s.name) in made),
         without_rows=tuple(without_rows),
         dumped_later=dump is not None and dump.until > bound,
+        era=contents.era,
     )
 
 
