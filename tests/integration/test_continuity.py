@@ -50,9 +50,14 @@ def goes_on(waly: Waly, eras: int) -> None:
     assert waly("verify")[0]["result"] == "passed"
 
 
-def test_a_slot_that_lost_its_log_ends_an_era(waly: Waly) -> None:
+def write_log(waly: Waly) -> None:
+    """Four segments of log in which nothing is for us."""
     for _ in range(4):
-        waly.sql("create table filler as select 1", "drop table filler", "select pg_switch_wal()")
+        waly.sql("select pg_logical_emit_message(false, '', ''), pg_switch_wal()")
+
+
+def test_a_slot_that_lost_its_log_ends_an_era(waly: Waly) -> None:
+    write_log(waly)
     waly.sql("checkpoint")
     assert "is lost" in begin_new_era(waly)
     goes_on(waly, eras=2)
@@ -143,8 +148,7 @@ def test_a_promoted_standby_without_our_last_log_ends_an_era(
 def test_after_dump_and_restore_into_another_server_an_era_begins_that_was_confirmed(
     waly: Waly, own_server: EmbeddedServer
 ) -> None:
-    for _ in range(4):
-        waly.sql("create table filler as select 1", "drop table filler", "select pg_switch_wal()")
+    write_log(waly)
     waly("run", "--once")
     with EmbeddedServer.start() as upgraded:
         new = Waly(upgraded.dsn(), waly.archive, waly.capsys)
@@ -177,6 +181,11 @@ def test_after_dump_and_restore_into_another_server_an_era_begins_that_was_confi
         assert f"at 2:{newest['lsn']}" in new.text("show", "orders", "7", "--at", newest["lsn"])
         assert rows(new, newest["lsn"])[7] == "upgraded"
         assert rows(new, f"1:{newest['lsn']}")[7] == "archived"
+        changes = new("diff", "--from", f"1:{first.horizon}")
+        assert len(changes) == 1, changes
+        assert changes[0]["changed"] == {"status": ["archived", "upgraded"]}
+        found = new("query", "select era, after.status as s from history.public.orders order by 1")
+        assert found == [{"era": 1, "s": "archived"}, {"era": 2, "s": "upgraded"}]
         goes_on(new, eras=2)
 
 

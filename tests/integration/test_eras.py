@@ -223,6 +223,31 @@ def test_what_only_an_earlier_era_has_is_found_there(waly: Waly) -> None:
     assert waly("query", "select * from later") == []
 
 
+def test_a_table_that_changed_its_shape_in_the_gap_is_compared_by_its_columns(waly: Waly) -> None:
+    waly.sql(
+        "create table goods (id int primary key, price float8, code int, old text)",
+        "insert into goods select i, 0.1, i * 10, 'x' from generate_series(1, 3) i",
+    )
+    waly("init")
+    waly.sql("update goods set price = 0.2 where id = 1")
+    waly("run", "--once")
+    drop_slot(waly)
+    waly.sql(
+        "alter table goods alter price type text, alter code type numeric, drop old, add new int",
+        "update goods set code = 31 where id = 3",
+    )
+    begin_new_era(waly)
+    waly.sql("update goods set price = 'free' where id = 1")
+    waly("run", "--once")
+    (gap,) = waly("status")[0]["archive"]["gaps"]
+    between = waly("diff", "goods", "--from", f"1:{gap['from']}", "--to", f"2:{gap['to']}")
+    assert [(d["key"], d["changed"]) for d in between] == [({"id": 3}, {"code": [30, 31]})]
+    found = waly("query", "select era, after.price as p from history.public.goods order by 1")
+    assert found == [{"era": 1, "p": "0.2"}, {"era": 2, "p": "free"}]
+    prices = waly("query", "select price from goods order by id", "--at", f"1:{gap['from']}")
+    assert [row["price"] for row in prices] == [0.2, 0.1, 0.1]
+
+
 def test_a_fault_around_the_beginning_of_an_era_is_found(waly: Waly) -> None:
     waly("init")
     waly("run", "--once")
