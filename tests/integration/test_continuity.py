@@ -22,6 +22,7 @@ from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.status import is_locked
 from waly_cdc.embedded import EmbeddedServer
 from waly_cdc.errors import SlotLost
+from waly_cdc.source.slot import FAILOVER_SINCE, STANDBY_SINCE
 
 
 @pytest.fixture
@@ -39,6 +40,12 @@ def waly(own_server: EmbeddedServer, work_dir: Path, capsys: pytest.CaptureFixtu
     waly.sql("update orders set status = 'archived' where id = 7")
     waly("run", "--once")
     return waly
+
+
+def require_version(server: EmbeddedServer, oldest: int) -> None:
+    with psycopg.connect(server.dsn()) as connection:
+        if connection.info.server_version // 10000 < oldest:
+            pytest.skip(f"PostgreSQL {oldest} is the first that can do this")
 
 
 def goes_on(waly: Waly, eras: int) -> None:
@@ -192,6 +199,7 @@ def test_after_dump_and_restore_into_another_server_an_era_begins_that_was_confi
 def test_a_failover_slot_goes_on_in_the_same_era_on_the_promoted_standby(
     own_server: EmbeddedServer, work_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    require_version(own_server, FAILOVER_SINCE)
     waly = Waly(own_server.dsn(), work_dir / "archive", capsys)
     waly.sql(*SCHEMA.split(";"))
     waly("init", "--failover")
@@ -229,6 +237,7 @@ def _synced(standby: Waly, primary: Waly) -> bool:
 def test_a_standby_is_captured_and_goes_on_when_it_is_promoted(
     own_server: EmbeddedServer, work_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    require_version(own_server, STANDBY_SINCE)
     primary = Waly(own_server.dsn(), work_dir / "archive", capsys)
     primary.sql(*SCHEMA.split(";"))
     with standby_of(own_server, {"hot_standby_feedback": "on"}) as standby:

@@ -169,7 +169,7 @@ def _lag(
 def _slot(contents: Contents, server: Server | None, error: str | None) -> dict[str, Any]:
     slot = server.slot if server else None
     if server is not None and slot is None:
-        error = "there is no such slot"
+        error = "there is no such slot; `waly run` says how to go on"
     return {
         "name": contents.source.slot if contents.source else None,
         "active": slot.active if slot else None,

@@ -190,6 +190,12 @@ class Views:
                 files[file.version].append(file)
         return list(files.values())
 
+    def _name(self, era: Contents, oid: int) -> str:
+        """What a relation was called last, up to the bound."""
+        versions = era.relations[oid]
+        until = [v for v in versions if era is not self._contents or v.since < self._bound]
+        return (until or versions)[-1].qualified_name
+
     def _in_eras(self, relation: RelationVersion) -> list[tuple[Contents, RelationVersion]]:
         """What a table is in each era up to the moment's, oldest first."""
         earlier = [
@@ -200,30 +206,23 @@ class Views:
         return [*earlier, (self._contents, relation)]
 
     def _raw_columns(self, relation: RelationVersion) -> frozenset[str]:
-        """Stored names of the columns with a value that is kept as text only."""
-        if not any(may_be_raw(column) for column in relation.columns):
-            return frozenset()
+        """Stored names of the columns with a value that is kept as text only, or that had another
+        type in an earlier era."""
+        storages = {column.name: column.storage for column in relation.columns}
         found: set[str] = set()
-        groups = (
-            files
-            for era, own in self._in_eras(relation)
-            for files in self._by_version(era, own.oid)
-        )
-        for files in groups:
-            keys = self._connection.execute(
-                "select distinct unnest(map_keys(_raw))"
-                f" from {self._scan(self._store, files)} where _raw is not null"
-            ).fetchall()
-            found.update(key.removeprefix(BEFORE_PREFIX) for (key,) in keys)
-        others = [own.columns for _, own in self._in_eras(relation)[:-1]]
-        storages = {(c.name, c.storage) for columns in others for c in columns}
-        # What a column held in an era in which it had another type is shown as text, too.
-        found |= {
-            column.stored
-            for column in relation.columns
-            if any(n == column.name and s != column.storage for n, s in storages)
-        }
-        raw = [column for column in relation.columns if column.stored in found]
+        for era, own in self._in_eras(relation):
+            names = {column.stored: column.name for column in own.columns}
+            found |= {c.name for c in own.columns if storages.get(c.name, "") != c.storage}
+            if not any(may_be_raw(column) for column in own.columns):
+                continue
+            for files in self._by_version(era, own.oid):
+                keys = self._connection.execute(
+                    "select distinct unnest(map_keys(_raw))"
+                    f" from {self._scan(self._store, files)} where _raw is not null"
+                ).fetchall()
+                stored = (key.removeprefix(BEFORE_PREFIX) for (key,) in keys)
+                found |= {names[each] for each in stored if each in names}
+        raw = [column for column in relation.columns if column.name in found]
         self.notes += [
             f"{relation.qualified_name}.{column.name} is VARCHAR here, because it holds or has held"
             f" values that DuckDB's {sql_type(column.storage)} cannot"
@@ -233,10 +232,10 @@ class Views:
 
     def _changes(self) -> None:
         parts = [
-            f"select {literal(versions[-1].qualified_name)} as relation, _era, _op, _lsn, _seq,"
+            f"select {literal(self._name(era, oid))} as relation, _era, _op, _lsn, _seq,"
             f" _xid, _committed_at from {self._scan(self._store, files)} where _op <> 'R'"
             for era in self._eras
-            for oid, versions in era.relations.items()
+            for oid in era.relations
             for files in self._by_version(era, oid)
         ]
         events = "\nunion all\n".join(parts) or (
@@ -357,10 +356,10 @@ def _row(columns: Sequence[Column], raw: frozenset[str], side: str) -> str:
     for column, name in zip(columns, _names(columns), strict=True):
         text = f"{side}.{identifier(column.stored)}"
         match column.storage:
-            case "bytes":
-                value = f"unhex(substr({text}, 3))"
             case "text":
                 value = text
+            case "bytes" if column.stored not in raw:
+                value = f"unhex(substr({text}, 3))"
             case _:
                 value = (
                     text if column.stored in raw else f"cast({text} as {sql_type(column.storage)})"
