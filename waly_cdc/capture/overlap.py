@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from waly_cdc.archive.manifest import Source
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.decode.chunk import Chunk
 from waly_cdc.decode.pgoutput import ColumnarDecoder
 from waly_cdc.errors import ArchiveCorrupt
 from waly_cdc.lsn import Lsn
@@ -41,8 +40,8 @@ def _sent(archive: ArchiveWriter, dsn: str, source: Source, start: Lsn) -> Commi
         while not complete:
             received = stream.receive()
             complete = received.server_end >= contents.horizon
-            if received.frames:
-                decoded = decoder.decode(Chunk.of(received.frames)).transactions
+            if len(received.chunk):
+                decoded = decoder.decode(received.chunk).transactions
                 changed = decoded.filter(pc.greater(decoded.column("events"), 0))
                 commits |= _commits(changed, start, contents.horizon)
                 complete = complete or _reaches(decoded, contents.horizon)
