@@ -1,3 +1,0 @@
-"""Standbys, backups and copies of the embedded server."""
-
-from __future__ import annotations
