@@ -8,7 +8,7 @@ SELECT date_trunc('hour', make_timestamp(epoch_us(committed_at))) AS hour,
        count(*) FILTER (op = 'U') AS updates,
        count(*) FILTER (op = 'D') AS deletes,
        count(*) FILTER (op = 'T') AS truncates,
-       count(DISTINCT lsn) AS transactions
+       count(DISTINCT (era, lsn)) AS transactions
 FROM main.changes
 WHERE committed_at >= $since::TIMESTAMPTZ AND "table" LIKE $table
 GROUP BY ALL

@@ -8,7 +8,7 @@ SELECT "table",
        count(*) FILTER (op = 'U') AS updates,
        count(*) FILTER (op = 'D') AS deletes,
        count(*) FILTER (op = 'T') AS truncates,
-       count(DISTINCT lsn) AS transactions,
+       count(DISTINCT (era, lsn)) AS transactions,
        count(DISTINCT coalesce(actor."user", 'unknown')) AS actors,
        max(committed_at) AS last
 FROM main.changes

@@ -8,7 +8,7 @@ SELECT coalesce(actor."user", 'unknown') AS who,
        count(*) FILTER (op = 'U') AS updates,
        count(*) FILTER (op = 'D') AS deletes,
        count(*) FILTER (op = 'T') AS truncates,
-       count(DISTINCT lsn) AS transactions,
+       count(DISTINCT (era, lsn)) AS transactions,
        list_sort(list(DISTINCT coalesce(actor.application_name, 'unknown'))) AS apps,
        min(committed_at) AS first,
        max(committed_at) AS last

@@ -11,7 +11,8 @@ WalyError                     1   unexpected error
 ├── ArchiveLocked            11   another writer holds it
 ├── SourceError              12   PostgreSQL is unreachable or refuses
 │   └── SourceLost           12   the connection broke: trying again can mend it
-├── SlotLost                 13   the replication slot is gone: history has a gap from here
+│       └── SourceMoved      12   the server went on to another timeline while we were connected
+├── SlotLost                 13   slot or server cannot give what follows: history has a gap
 ├── StorageError              1   the disk or store refused: full, read-only, input/output error
 ├── DecodeError               1   bytes that are no message of the output plugin
 ├── EmbeddedUnavailable       1   the embedded PostgreSQL cannot be started here
@@ -69,6 +70,10 @@ class SourceError(WalyError):
 
 
 class SourceLost(SourceError):
+    pass
+
+
+class SourceMoved(SourceLost):
     pass
 
 

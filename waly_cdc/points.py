@@ -12,7 +12,7 @@ from waly_cdc.lsn import Lsn
 
 EXAMPLES = (
     "2026-11-23T14:05:00Z, '2026-11-23 14:05 Europe/Berlin', '15m ago', 0/1A2B3C8, xid:8812,"
-    " xid:8812^ or latest"
+    " xid:8812^ or latest; 2:0/1A2B3C8 and 2:xid:8812 in era 2"
 )
 
 
@@ -30,23 +30,27 @@ class AtTime:
 
 @dataclass(frozen=True, slots=True)
 class AtLsn:
-    """All transactions whose commit record begins before `lsn`."""
+    """All transactions whose commit record begins before `lsn`, in the newest era that holds it
+    unless one is named."""
 
     lsn: Lsn
+    era: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AtTransaction:
-    """Right after a transaction, or right before it."""
+    """Right after a transaction, or right before it: the newest with that xid."""
 
     xid: int
     before: bool
+    era: int | None = None
 
 
 When = Latest | AtTime | AtLsn | AtTransaction
 
 _AGO = re.compile(r"(\d+)\s*(s|m|h|d|w|second|minute|hour|day|week)s?\s+ago")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_ERA = re.compile(r"(\d{1,9}):(?=xid:|[^ ]*/)")
 _XID = re.compile(r"xid:(\d{1,10})(\^?)")
 _ZONED = re.compile(r"(\S+[ T]\S+|\d{4}-\d\d-\d\d)\s+([A-Za-z][A-Za-z0-9_+/-]*)")
 
@@ -56,8 +60,11 @@ def parse_when(text: str, now: datetime | None = None) -> When:
     text = text.strip()
     if text == "latest":
         return Latest()
+    given, era = text, None
+    if match := _ERA.match(text):
+        era, text = int(match[1]), text[match.end() :]
     if match := _XID.fullmatch(text):
-        return AtTransaction(int(match[1]), before=bool(match[2]))
+        return AtTransaction(int(match[1]), before=bool(match[2]), era=era)
     if match := _AGO.fullmatch(text):
         try:
             return AtTime(
@@ -67,9 +74,11 @@ def parse_when(text: str, now: datetime | None = None) -> When:
             raise _malformed(text) from None
     if "/" in text and " " not in text:
         try:
-            return AtLsn(Lsn.parse(text))
+            return AtLsn(Lsn.parse(text), era)
         except ValueError:
-            raise _malformed(text) from None
+            raise _malformed(given) from None
+    if era is not None:
+        raise _malformed(given)
     return AtTime(_parse_time(text))
 
 

@@ -20,18 +20,19 @@ _ACTOR = (
 )
 _VIEWS = f"""
 create table transactions (
-    xid bigint, lsn varchar, committed_at timestamptz, events bigint, actor {_ACTOR});
-create table changes (
-    "table" varchar, op varchar, lsn varchar, seq bigint, xid bigint, committed_at timestamptz,
+    era int default 1, xid bigint, lsn varchar, committed_at timestamptz, events bigint,
     actor {_ACTOR});
+create table changes (
+    "table" varchar, era int default 1, op varchar, lsn varchar, seq bigint, xid bigint,
+    committed_at timestamptz, actor {_ACTOR});
 """
 # An insert by night, a mass update by day, and a truncate by nobody knows whom, on a Saturday.
 _ROWS = """
-insert into transactions values
+insert into transactions (xid, lsn, committed_at, events, actor) values
     (1, '0/10', '2026-11-20T23:30:00Z', 2, row('alice', 'psql', '::1', 7, '…', null, 'witness')),
     (2, '0/20', '2026-11-20T12:30:00Z', 300, row('bob', 'web', null, 8, '…', '{}', 'message')),
     (3, '0/30', '2026-11-21T12:30:00Z', 1, row(null, null, null, null, null, null, 'unknown'));
-insert into changes
+insert into changes ("table", op, lsn, seq, xid, committed_at, actor)
     select case xid when 3 then 's.items' else 'public.orders' end,
            case xid when 1 then 'I' when 2 then 'U' else 'T' end, lsn, seq, xid, committed_at, actor
     from transactions, range(events) as r(seq);

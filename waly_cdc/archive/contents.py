@@ -2,8 +2,9 @@
 
 Invariants of `Contents`:
 
-* `files` holds exactly the files that exist, each once;
-* the entries' LSN ranges follow each other without a hole within an era;
+* it is of one era, and the eras before it hang on it: within an era the entries' LSN ranges follow
+  each other without a hole, and no LSN of one means anything in another;
+* the eras' `files` together are exactly the files that exist, each once;
 * `relations[oid]` lists a relation's versions in order, numbered from 1.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from waly_cdc.archive.manifest import (
     GENESIS,
     Baseline,
     Entry,
+    EraGap,
     File,
     SequenceValue,
     Source,
@@ -36,10 +38,11 @@ from waly_cdc.tables import Drop, Gap, Heap, TableChanges
 
 @dataclass(slots=True)
 class Contents:
-    """The archive after `entries` manifest entries, the last of which hashes to `head`.
+    """The newest era of the archive after `entries` manifest entries, the last of which hashes to
+    `head`; or an `earlier` era, as it was when it ended.
 
-    `beginning` and `beginning_time` tell where the first baseline was taken, before which nothing
-    can be answered; None while there is none.
+    `beginning` and `beginning_time` tell where the era's first baseline was taken, before which
+    nothing can be answered; None while there is none. `gap` lies between the era before and it.
     """
 
     entries: int = 0
@@ -61,6 +64,20 @@ class Contents:
     gaps: list[Gap] = field(default_factory=list)
     drops: dict[int, Drop] = field(default_factory=dict)
     looked_at: Lsn = ZERO
+    gap: EraGap | None = None
+    earlier: list[Contents] = field(default_factory=list)
+
+    @property
+    def eras(self) -> list[Contents]:
+        """All eras, oldest first; the last one is this."""
+        return [*self.earlier, self]
+
+    def in_era(self, era: int) -> Contents:
+        """The era of that number. Raises KeyError."""
+        for contents in self.eras:
+            if contents.era == era:
+                return contents
+        raise KeyError(era)
 
     def apply(self, entry: Entry, content: bytes) -> None:
         """Add one more entry. Raises ArchiveCorrupt when it does not follow."""
@@ -70,14 +87,15 @@ class Contents:
                 f"{path} does not follow the entry before it: the manifest's chain is broken",
                 hint="run: waly verify",
             )
-        if entry.start != self.horizon and self.beginning is not None:
+        if entry.kind == "era":
+            self._begin_era(entry, path)
+        elif entry.start != self.horizon and self.beginning is not None:
             raise ArchiveCorrupt(
                 f"{path} begins at {entry.start}, and the entry before it ends at {self.horizon}"
             )
         self.entries += 1
         self.head = digest(content)
-        self.era = entry.era
-        if self.beginning is None and entry.kind == "baseline":
+        if self.beginning is None and entry.kind in ("baseline", "era"):
             self.beginning = entry.end
             # Where all tables were empty, no row tells when the snapshot was taken.
             times = [file.first_time for file in entry.files if file.kind == "baseline"]
@@ -95,6 +113,18 @@ class Contents:
         if entry.sequences:
             self.sequences.append((entry.end, entry.sequences))
         self._apply_tables(entry.tables)
+
+    def _begin_era(self, entry: Entry, path: str) -> None:
+        """Put all that is of this era among the earlier ones, and begin the next."""
+        if entry.gap is None or entry.era != self.era + 1 or entry.gap.start != self.horizon:
+            raise ArchiveCorrupt(
+                f"{path} does not begin era {self.era + 1} after a gap from {self.horizon}"
+            )
+        ended = replace(self, earlier=[])
+        fresh = Contents(self.entries, self.head, entry.era)
+        fresh.gap, fresh.earlier = entry.gap, [*self.earlier, ended]
+        for each in fields(Contents):
+            setattr(self, each.name, getattr(fresh, each.name))
 
     def _apply_tables(self, tables: TableChanges) -> None:
         for heap in tables.heaps:
@@ -196,7 +226,12 @@ class Contents:
         return self.sequences[-1][1] if self.sequences else ()
 
     def to_checkpoint(self) -> bytes:
-        data = {
+        data = {**self._to_json(), "earlier": [era._to_json() for era in self.earlier]}
+        body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+        return digest(body).encode() + b"\n" + body + b"\n"
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
             "entries": self.entries,
             "head": self.head,
             "era": self.era,
@@ -215,9 +250,8 @@ class Contents:
             "sequences": [
                 [str(end), [value.to_json() for value in values]] for end, values in self.sequences
             ],
+            "gap": self.gap.to_json() if self.gap else None,
         }
-        body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-        return digest(body).encode() + b"\n" + body + b"\n"
 
     def _tables_to_json(self) -> dict[str, Any]:
         return TableChanges(
@@ -234,6 +268,12 @@ class Contents:
         if digest(body).encode() != checksum:
             raise ValueError("checksum does not match")
         data: dict[str, Any] = json.loads(body)
+        contents = cls._from_json(data)
+        contents.earlier = [cls._from_json(era) for era in data["earlier"]]
+        return contents
+
+    @classmethod
+    def _from_json(cls, data: dict[str, Any]) -> Contents:
         tables = TableChanges.from_json(data["tables"])
         relations: dict[int, list[RelationVersion]] = {}
         for item in data["relations"]:
@@ -261,6 +301,7 @@ class Contents:
             gaps=list(tables.gaps),
             drops={drop.oid: drop for drop in tables.drops},
             looked_at=tables.looked_at or ZERO,
+            gap=EraGap.from_json(data["gap"]) if data["gap"] else None,
         )
 
 

@@ -43,18 +43,23 @@ def checkpoint_number(path: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def events_path(relation: RelationVersion, day: date, first: Lsn, last: Lsn) -> str:
+def events_path(relation: RelationVersion, day: date, era: int, first: Lsn, last: Lsn) -> str:
     folder = f"{_safe(relation.schema)}.{_safe(relation.name)}~{relation.oid}"
-    name = f"{first.hex}-{last.hex}-v{relation.version}.parquet"
+    name = f"{_range(era, first, last)}-v{relation.version}.parquet"
     return f"{EVENTS}/{folder}/day={day.isoformat()}/{name}"
 
 
-def transactions_path(day: date, first: Lsn, last: Lsn) -> str:
-    return f"{TRANSACTIONS}/day={day.isoformat()}/{first.hex}-{last.hex}.parquet"
+def transactions_path(day: date, era: int, first: Lsn, last: Lsn) -> str:
+    return f"{TRANSACTIONS}/day={day.isoformat()}/{_range(era, first, last)}.parquet"
 
 
-def schema_path(at: Lsn) -> str:
-    return f"{SCHEMA}/{at.hex}.dump"
+def schema_path(era: int, at: Lsn) -> str:
+    return f"{SCHEMA}/{era:04d}-{at.hex}.dump"
+
+
+def _range(era: int, first: Lsn, last: Lsn) -> str:
+    """The era comes first: in the next one LSNs may begin again."""
+    return f"{era:04d}-{first.hex}-{last.hex}"
 
 
 def _safe(name: str) -> str:

@@ -126,17 +126,64 @@ class SequenceValue:
 
 
 @dataclass(frozen=True, slots=True)
+class EraGap:
+    """What lies before an era: what the server did after `start`, the horizon of the era before,
+    and before `end`, where the new era's baselines were taken, was never seen.
+
+    The two LSNs are of one server's log or of two, and need not be in order. `start_time` and
+    `end_time` are the horizon's time and the baselines'.
+    """
+
+    start: Lsn
+    start_time: datetime | None
+    end: Lsn
+    end_time: datetime
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "from": str(self.start),
+            "from_time": format_time(self.start_time),
+            "to": str(self.end),
+            "to_time": format_time(self.end_time),
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EraGap:
+        return cls(
+            Lsn.parse(data["from"]),
+            parse_time(data["from_time"]),
+            Lsn.parse(data["to"]),
+            datetime.fromisoformat(data["to_time"]),
+            data["reason"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """Which database an archive belongs to."""
+    """Which database an archive, or an era of it, belongs to.
+
+    `timeline` is the server's, and `ended` holds the ones before it in its history, each with the
+    LSN at which it ended (PostgreSQL documentation, section 26.3.6). `failover` says that the slot
+    was made so that standbys keep a copy of it.
+    """
 
     system_identifier: str
     database: str
     database_oid: int
     timeline: int
+    ended: tuple[tuple[int, Lsn], ...]
     server_version: int
     slot: str
     plugin: str
     publications: tuple[str, ...]
+    failover: bool
+
+    @property
+    def identity(self) -> str:
+        """What tells the database from all others: its server's system identifier and its oid."""
+        return f"{self.system_identifier}/{self.database_oid}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -144,24 +191,29 @@ class Source:
             "database": self.database,
             "database_oid": self.database_oid,
             "timeline": self.timeline,
+            "ended": [[timeline, str(end)] for timeline, end in self.ended],
             "server_version": self.server_version,
             "slot": self.slot,
             "plugin": self.plugin,
             "publications": list(self.publications),
+            "failover": self.failover,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Source:
-        return cls(**{**data, "publications": tuple(data["publications"])})
+        ended = tuple((timeline, Lsn.parse(end)) for timeline, end in data["ended"])
+        return cls(**{**data, "ended": ended, "publications": tuple(data["publications"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One step of an archive: what it adds, and which part of the log it covers.
 
-    `kind` is `init` (the archive begins, nothing captured yet), `baseline` or `seal`. The entry
-    covers the commits that begin at or after `start` and before `end`; `horizon_time` is the time
-    up to which the server is known to have nothing else before `end`. `schema_fingerprint` comes
+    `kind` is `init` (the archive begins, nothing captured yet), `baseline`, `seal`, `source` (the
+    same history goes on from a server that has changed: another timeline or version) or `era`
+    (another history begins, with baselines of its own and a `gap` before it). The entry covers the
+    commits that begin at or after `start` and before `end`; `horizon_time` is the time up to which
+    the server is known to have nothing else before `end`. `schema_fingerprint` comes
     with a schema dump, and tells whether the schema has changed since. `tables` holds what the
     catalog told about tables since the entry before.
     """
@@ -179,6 +231,7 @@ class Entry:
     baselines: tuple[Baseline, ...] = ()
     sequences: tuple[SequenceValue, ...] = ()
     source: Source | None = None
+    gap: EraGap | None = None
     schema_fingerprint: str | None = None
     tables: TableChanges = NO_CHANGES
     transactions: int = 0
@@ -203,6 +256,7 @@ class Entry:
             "baselines": [baseline.to_json() for baseline in self.baselines],
             "sequences": [sequence.to_json() for sequence in self.sequences],
             "source": self.source.to_json() if self.source else None,
+            "gap": self.gap.to_json() if self.gap else None,
             "schema_fingerprint": self.schema_fingerprint,
             "tables": self.tables.to_json(),
         }
@@ -232,6 +286,7 @@ class Entry:
                 baselines=tuple(map(Baseline.from_json, data["baselines"])),
                 sequences=tuple(SequenceValue(*value) for value in data["sequences"]),
                 source=Source.from_json(data["source"]) if data["source"] else None,
+                gap=EraGap.from_json(data["gap"]) if data["gap"] else None,
                 schema_fingerprint=data["schema_fingerprint"],
                 tables=TableChanges.from_json(data["tables"]),
                 transactions=data["transactions"],

@@ -145,6 +145,7 @@ class SegmentWriter:
         self._parquet: pq.ParquetWriter | None = None
         self._ops: Counter[str] = Counter()
         self._rows = self._unchanged = self._rekeyed = 0
+        self._era = 0
         self._first = self._last = Lsn(0)
         self._first_time: datetime | None = None
         self._last_time: datetime | None = None
@@ -156,6 +157,7 @@ class SegmentWriter:
         self.pending_bytes += events.nbytes
         lsn = events.column("_lsn")
         if not self._rows:
+            self._era = events.column("_era")[0].as_py()
             self._first = Lsn(lsn[0].as_py())
         self._last = Lsn(lsn[-1].as_py())
         self._rows += events.num_rows
@@ -189,7 +191,7 @@ class SegmentWriter:
         assert self._file is not None
         self._parquet.close()
         self._file.close()
-        path = layout.events_path(self._relation, self._day, self._first, self._last)
+        path = layout.events_path(self._relation, self._day, self._era, self._first, self._last)
         return Finished(
             self._temporary,
             File(
@@ -262,9 +264,10 @@ def write_transactions(incoming: Path, transactions: pa.Table) -> list[Finished]
         file.close()
         lsn, times = mine.column("lsn"), pc.min_max(mine.column("committed_at")).as_py()
         first, last = Lsn(lsn[0].as_py()), Lsn(lsn[-1].as_py())
+        era = mine.column("_era")[0].as_py()
         described = File(
             kind="transactions",
-            path=layout.transactions_path(day, first, last),
+            path=layout.transactions_path(day, era, first, last),
             sha256=file.hexdigest(),
             bytes=file.size,
             rows=len(mine),
@@ -277,16 +280,15 @@ def write_transactions(incoming: Path, transactions: pa.Table) -> list[Finished]
     return finished
 
 
-def write_schema(incoming: Path, dump: bytes, at: Lsn, dumped_by: Lsn) -> Finished:
+def write_schema(incoming: Path, dump: bytes, era: int, at: Lsn, dumped_by: Lsn) -> Finished:
     """Write a schema dump (pg_dump's custom format) that was taken at `at` or later, and by
     `dumped_by`."""
     temporary = incoming / "schema.dump"
     file = _HashingFile(temporary)
     file.write(dump)
     file.close()
-    described = File(
-        "schema", layout.schema_path(at), file.hexdigest(), file.size, 0, at, dumped_by
-    )
+    path = layout.schema_path(era, at)
+    described = File("schema", path, file.hexdigest(), file.size, 0, at, dumped_by)
     return Finished(temporary, replace(described))
 
 

@@ -21,7 +21,7 @@ from waly_cdc import durable, failpoints
 from waly_cdc.archive import contents as archive_contents
 from waly_cdc.archive import layout
 from waly_cdc.archive.contents import Contents
-from waly_cdc.archive.manifest import Baseline, Entry, SequenceValue, Source
+from waly_cdc.archive.manifest import Baseline, Entry, EraGap, SequenceValue, Source
 from waly_cdc.archive.segments import Finished
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import ArchiveLocked, NoArchive
@@ -78,7 +78,7 @@ class ArchiveWriter:
         with durable.storage_errors(self.incoming):
             shutil.rmtree(self.incoming, ignore_errors=True)
             durable.make_folder(self.incoming)
-        named = {file.path for file in self.contents.files}
+        named = {file.path for era in self.contents.eras for file in era.files}
         for folder in layout.DATA_FOLDERS:
             for path in list(self.store.list(folder)):
                 if path not in named:
@@ -99,6 +99,7 @@ class ArchiveWriter:
         baselines: Iterable[Baseline] = (),
         sequences: Iterable[SequenceValue] = (),
         source: Source | None = None,
+        gap: EraGap | None = None,
         schema_fingerprint: str | None = None,
         tables: TableChanges = NO_CHANGES,
         transactions: int = 0,
@@ -106,15 +107,16 @@ class ArchiveWriter:
     ) -> Entry:
         """Publish the finished files and write the entry that names them, which makes them exist.
 
-        `start` is given only where the covered range does not begin at the horizon (the first
-        baseline). Raises ArchiveLocked when somebody else wrote the entry of that number.
+        `start` is given only where the covered range does not begin at the horizon (the baselines
+        of an era), `gap` begins an era. Raises ArchiveLocked when somebody else wrote the entry of
+        that number.
         """
         files = tuple(item.publish(self.store) for item in finished)
         entry = Entry(
             number=self.contents.entries,
             previous=self.contents.head,
             kind=kind,
-            era=self.contents.era,
+            era=self.contents.era if gap is None else self.contents.era + 1,
             start=self.contents.horizon if start is None else start,
             end=end,
             horizon_time=horizon_time,
@@ -124,11 +126,16 @@ class ArchiveWriter:
             baselines=tuple(baselines),
             sequences=tuple(sequences),
             source=source,
+            gap=gap,
             schema_fingerprint=schema_fingerprint,
             tables=tables,
             transactions=transactions,
             events=events,
         )
+        self._put(entry)
+        return entry
+
+    def _put(self, entry: Entry) -> None:
         content = entry.to_bytes()
         path = layout.entry_path(entry.number)
         with durable.storage_errors(self.root / path):
@@ -145,7 +152,6 @@ class ArchiveWriter:
         self.contents.apply(entry, content)
         if self.contents.entries % CHECKPOINT_EVERY == 0:
             self._checkpoint()
-        return entry
 
     def _checkpoint(self) -> None:
         number = self.contents.entries - 1

@@ -24,9 +24,10 @@ from waly_cdc.source.copy import copy_table, snapshot_transaction
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a slot's snapshot sees: the state at `lsn`, taken at `time`."""
+    """What a slot's snapshot sees: the state at `lsn` of an era, taken at `time`."""
 
     name: str
+    era: int
     lsn: Lsn
     time: datetime
 
@@ -102,7 +103,7 @@ def _copy(
                 raise SourceError("the copy was interrupted")
             with durable.storage_errors(archive.incoming):
                 failpoints.reach("baseline.copy")
-            batch = baseline_batch(relation, block, archive.contents.era, lsn, rows, taken_at)
+            batch = baseline_batch(relation, block, snapshot.era, lsn, rows, taken_at)
             segments.add(batch)
             rows += batch.events.num_rows
         return CopiedTable(

@@ -10,11 +10,15 @@ from types import TracebackType
 from waly_cdc import embedded
 from waly_cdc.archive.manifest import SequenceValue
 from waly_cdc.capture.sealing import CatalogFacts
-from waly_cdc.errors import SourceError
+from waly_cdc.errors import SourceError, SourceMoved
 from waly_cdc.lsn import Lsn
 from waly_cdc.source import catalog, schema_dump
 from waly_cdc.source.connect import connect, source_errors
 from waly_cdc.source.position import insert_position
+
+_CLOCK = """
+select clock_timestamp(), pg_is_in_recovery(), (select received_tli from pg_stat_wal_receiver)
+"""
 
 
 class CatalogWatch:
@@ -29,6 +33,7 @@ class CatalogWatch:
         self.connection = connect(dsn)
         self._lock = threading.Lock()
         self._observed: list[tuple[Lsn, datetime]] = []
+        self._followed: tuple[bool, int | None] | None = None
 
     def table(self, oid: int) -> catalog.Table | None:
         """The table as it is now; None if it is gone."""
@@ -38,16 +43,30 @@ class CatalogWatch:
     def observe(self) -> Lsn:
         """Note the server's clock and the position of its log. Returns the position.
 
-        All transactions whose commit the server has finished by then commit before it.
+        All transactions whose commit the server has finished by then commit before it. Raises
+        SourceMoved for a standby that is on another timeline than at the look before, or none now.
         """
         with self._lock:
             # The clock first: what it has not seen, the position has.
             with source_errors():
-                row = self.connection.execute("select clock_timestamp()").fetchone()
+                row = self.connection.execute(_CLOCK).fetchone()
             assert row is not None
+            self._follow(row[1], row[2])
             lsn = insert_position(self.connection)
         self._observed.append((lsn, row[0]))
         return lsn
+
+    def _follow(self, in_recovery: bool, timeline: int | None) -> None:
+        was, self._followed = self._followed, (in_recovery, timeline)
+        if was is None or not was[0]:
+            return
+        if not in_recovery:
+            raise SourceMoved("the standby was promoted")
+        if timeline is None:
+            # Its receiver is gone for now, or the role may not see it.
+            self._followed = was
+        elif was[1] not in (None, timeline):
+            raise SourceMoved(f"the standby went on to timeline {timeline}")
 
     def seen_at(self, lsn: Lsn) -> datetime | None:
         """The newest clock reading whose position lies at or before `lsn`: who has everything up

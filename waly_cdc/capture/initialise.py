@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from waly_cdc.archive.manifest import SequenceValue, Source
+from waly_cdc.archive.manifest import Entry, EraGap, SequenceValue, Source
 from waly_cdc.archive.segments import write_schema
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.baseline import CopiedTable, Snapshot, copy_tables
@@ -36,6 +37,8 @@ from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import connect
 from waly_cdc.source.copy import snapshot_transaction
 from waly_cdc.source.heaps import heaps
+from waly_cdc.source.slot import FAILOVER_SINCE, STANDBY_SINCE
+from waly_cdc.source.timeline import timelines
 from waly_cdc.tables import TableChanges
 
 JOBS = min(4, os.cpu_count() or 1)
@@ -43,13 +46,16 @@ JOBS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True, slots=True)
 class InitResult:
-    """What `init` has made; `created` is false where all was there already."""
+    """What `init` has made; `created` is false where all was there already. `gap` is what lies
+    before the era that it has begun, if that is not the first."""
 
     archive: str
     slot: str
     lsn: Lsn
     created: bool
     tables: tuple[tuple[str, int], ...]
+    era: int = 1
+    gap: EraGap | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -58,6 +64,8 @@ class InitResult:
             "lsn": str(self.lsn),
             "created": self.created,
             "tables": [{"table": table, "rows": rows} for table, rows in self.tables],
+            "era": self.era,
+            "gap": self.gap.to_json() if self.gap else None,
         }
 
 
@@ -84,45 +92,51 @@ def initialise(
                 )
             assert contents.source is not None
             return InitResult(
-                str(settings.archive), contents.source.slot, contents.beginning, False, ()
+                str(settings.archive),
+                contents.source.slot,
+                contents.beginning,
+                False,
+                (),
+                contents.era,
             )
         with CatalogWatch(settings.dsn) as catalog:
             source = _bind(archive, catalog, settings)
-            chosen = _choose_tables(catalog, tables, exclude)
-            _publish(catalog, source, chosen, every_table=not tables and not exclude)
-            copied = _baseline(archive, catalog, settings, source, chosen, on_progress)
+            chosen = choose_tables(catalog, tables, exclude)
+            publish(catalog, source, chosen, every_table=not tables and not exclude)
+            copied = take_baselines(archive, catalog, settings, source, chosen, on_progress)
+    return made(archive, source, copied)
+
+
+def made(archive: ArchiveWriter, source: Source, copied: Sequence[CopiedTable]) -> InitResult:
+    """The result, when all is there."""
     return InitResult(
-        str(settings.archive),
+        str(archive.root),
         source.slot,
         archive.contents.horizon,
         True,
         tuple((table.relation.qualified_name, table.baseline.rows) for table in copied),
+        archive.contents.era,
+        archive.contents.gap,
     )
 
 
 def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettings) -> Source:
     """Write entry 0, or check that it names this database."""
     facts = source_catalog.server_facts(catalog.connection)
-    if facts.wal_level != "logical":
-        raise SourceError(
-            f"wal_level is {facts.wal_level}, and logical replication needs logical",
-            hint="run: ALTER SYSTEM SET wal_level = 'logical'; then restart the server",
-        )
-    if not facts.can_replicate:
-        raise SourceError(
-            f"role {facts.role} may not use replication",
-            hint=f"run as a superuser: ALTER ROLE {quote_identifier(facts.role)} REPLICATION;",
-        )
+    require_able(facts, failover=settings.failover)
     slot = settings.slot or source_slot.default_name(facts.database)
+    history = timelines(settings.dsn)
     source = Source(
         system_identifier=facts.system_identifier,
         database=facts.database,
         database_oid=facts.database_oid,
-        timeline=facts.timeline,
+        timeline=history.current,
+        ended=history.ended,
         server_version=facts.server_version,
         slot=slot,
         plugin="pgoutput",
         publications=publication.names(slot),
+        failover=settings.failover,
     )
     bound = archive.contents.source
     if bound is None:
@@ -146,7 +160,35 @@ def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettin
     return source
 
 
-def _choose_tables(
+def require_able(facts: source_catalog.ServerFacts, *, failover: bool) -> None:
+    """Raise SourceError for a server or a role that cannot do logical replication, or have a slot
+    that standbys keep a copy of."""
+    version = facts.server_version // 10000
+    if facts.is_in_recovery and version < STANDBY_SINCE:
+        raise SourceError(
+            f"this is a standby of PostgreSQL {version}, where no logical slot can be made",
+            hint="connect to its primary",
+        )
+    if failover and (facts.is_in_recovery or version < FAILOVER_SINCE):
+        raise SourceError(
+            "failover slots are made on a primary, of PostgreSQL"
+            f" {FAILOVER_SINCE} or newer; this is a"
+            f" {'standby' if facts.is_in_recovery else 'primary'} of version {version}",
+            hint="leave out --failover",
+        )
+    if facts.wal_level != "logical":
+        raise SourceError(
+            f"wal_level is {facts.wal_level}, and logical replication needs logical",
+            hint="run: ALTER SYSTEM SET wal_level = 'logical'; then restart the server",
+        )
+    if not facts.can_replicate:
+        raise SourceError(
+            f"role {facts.role} may not use replication",
+            hint=f"run as a superuser: ALTER ROLE {quote_identifier(facts.role)} REPLICATION;",
+        )
+
+
+def choose_tables(
     catalog: CatalogWatch, patterns: Sequence[str], exclude: Sequence[str]
 ) -> list[Table]:
     chosen = source_catalog.tables(catalog.connection, patterns, exclude)
@@ -158,24 +200,33 @@ def _choose_tables(
     return chosen
 
 
-def _publish(
+def publish(
     catalog: CatalogWatch, source: Source, tables: Sequence[Table], *, every_table: bool
 ) -> None:
     facts = source_catalog.server_facts(catalog.connection)
     statements = publication.plan(
         catalog.connection, source.slot, tables, every_table=every_table and facts.is_superuser
     )
+    if facts.is_in_recovery and statements:
+        raise SourceError(
+            "this is a standby, and its primary has no publications for it yet",
+            hint="run on the primary: " + " ".join(publication.as_text(statements)),
+        )
     publication.apply(catalog.connection, statements)
 
 
-def _baseline(
+def take_baselines(
     archive: ArchiveWriter,
     catalog: CatalogWatch,
     settings: CaptureSettings,
     source: Source,
     tables: Sequence[Table],
     on_progress: Callable[[str], None],
+    after: str | None = None,
 ) -> list[CopiedTable]:
+    """Make the slot, and the entry that names copies of all tables at its snapshot: of the
+    archive's first era, or of a new one, `after` what ended the one before. A slot of that name
+    that is there is dropped first."""
     left_over = source_slot.info(catalog.connection, source.slot)
     if left_over is not None:
         source_slot.drop(catalog.connection, source.slot)
@@ -184,13 +235,24 @@ def _baseline(
     with connect(settings.dsn, replication=True) as replication:
         # Commits up to here are in the snapshot; some of those up to its own time may not be.
         complete_until = source_catalog.server_facts(catalog.connection).now
-        slot = source_slot.create(replication, source.slot)
+        if source_catalog.server_facts(catalog.connection).is_in_recovery:
+            on_progress(
+                "a standby's slot waits for word from its primary: SELECT pg_log_standby_snapshot()"
+                " there hastens it"
+            )
+        slot = source_slot.create(replication, source.slot, failover=source.failover)
         try:
             on_progress(f"slot {slot.name} made at {slot.consistent_point}")
             facts = source_catalog.server_facts(catalog.connection)
-            snapshot = Snapshot(slot.snapshot, slot.consistent_point, facts.now)
+            era = archive.contents.era + (after is not None)
+            snapshot = Snapshot(slot.snapshot, era, slot.consistent_point, facts.now)
+            commit = partial(archive.commit, "baseline")
+            if after is not None:
+                end, end_time = archive.contents.horizon, archive.contents.horizon_time
+                gap = EraGap(end, end_time, snapshot.lsn, snapshot.time, after)
+                commit = partial(archive.commit, "era", gap=gap, source=source)
             return _copy_and_commit(
-                archive, catalog, settings, snapshot, complete_until, tables, on_progress
+                archive, catalog, settings, snapshot, complete_until, tables, on_progress, commit
             )
         except BaseException:
             replication.close()
@@ -207,8 +269,9 @@ def _copy_and_commit(
     complete_until: datetime,
     tables: Sequence[Table],
     on_progress: Callable[[str], None],
+    commit: Callable[..., Entry],
 ) -> list[CopiedTable]:
-    shapes = Shapes({}, catalog.table)
+    shapes = Shapes({}, catalog.table, [era.relations for era in archive.contents.eras])
     # In force from before the baseline, so that it can be asked for at its own LSN.
     since = Lsn(snapshot.lsn.value - 1)
     registered = [(table, shapes.register(table, since)) for table in tables]
@@ -230,10 +293,10 @@ def _copy_and_commit(
     if dump is None:
         on_progress("no pg_dump found for this server version: the schema is not archived")
     else:
-        finished.append(write_schema(archive.incoming, dump, snapshot.lsn, snapshot.lsn))
+        at = snapshot.lsn
+        finished.append(write_schema(archive.incoming, dump, snapshot.era, at, at))
     sequences = [SequenceValue(*value) for value in source_catalog.sequences(catalog.connection)]
-    archive.commit(
-        "baseline",
+    commit(
         start=snapshot.lsn,
         end=snapshot.lsn,
         horizon_time=complete_until,

@@ -82,10 +82,11 @@ class Keeper:
         self._last_sync = self._last_seal = self._last_state = time.monotonic()
         self._last_idle = 0.0
 
-    def recover(self) -> bool:
+    def recover(self, before: Callable[[Lsn], None] = lambda _: None) -> bool:
         """Seal what a crash left in the journal. Whether there was anything.
 
         A transaction whose Commit is not there is dropped: the server sends it again, whole.
+        `before` is told, before anything is sealed, up to where the journal has everything.
         """
         folder, horizon = self._archive.journal, self._archive.contents.horizon
         ends_with = 0
@@ -93,6 +94,7 @@ class Keeper:
             if stored.committed > self._committed:
                 self._committed = stored.committed
                 ends_with = number if stored.lengths else ends_with
+        before(self._committed)
         for number, stored in enumerate(reader.read(folder, horizon), start=1):
             if number > ends_with:
                 break
@@ -269,6 +271,7 @@ class Keeper:
             self._archive.root,
             SidecarState(
                 state=state,
+                era=self._archive.contents.era,
                 received=max(self._committed, self._server_end),
                 safe=self._safe,
                 acknowledged=self._acknowledged,

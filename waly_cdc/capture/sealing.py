@@ -126,7 +126,8 @@ class Sealer:
             finished += write_transactions(self._archive.incoming, table)
         if facts.schema_dump is not None:
             dumped_by = max(facts.dumped_by, end)
-            finished.append(write_schema(self._archive.incoming, facts.schema_dump, end, dumped_by))
+            era, incoming = self._archive.contents.era, self._archive.incoming
+            finished.append(write_schema(incoming, facts.schema_dump, era, end, dumped_by))
         entry = self._archive.commit(
             "seal",
             end=end,

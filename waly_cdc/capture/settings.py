@@ -10,7 +10,8 @@ from waly_cdc.config import Config
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
-    """`slot` None means the slot named after the database. Intervals are seconds, sizes bytes.
+    """`slot` None means the slot named after the database, which is made so that standbys keep a
+    copy of it with `failover`. Intervals are seconds, sizes bytes.
 
     `durability` says what an acknowledged transaction is durable in: the local `journal`, or the
     `archive`. An empty `dsn` leaves everything to libpq's environment.
@@ -19,6 +20,7 @@ class CaptureSettings:
     dsn: str
     archive: Path
     slot: str | None = None
+    failover: bool = False
     seal_interval: float = 60.0
     seal_size: int = 64 << 20
     durability: str = "journal"

@@ -7,7 +7,7 @@ on is taken; where the catalog has moved on, columns are matched by name to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from waly_cdc.decode.values import storage_of
@@ -27,16 +27,23 @@ from waly_cdc.source.catalog import Table, TableColumn
 class Shapes:
     """The known versions of every relation; makes the next one when a shape changes.
 
-    `look_up` asks the catalog for a table by oid; None for one that is gone. `new` collects the
-    versions made since it was last taken: the entry that names their first events names them too.
+    `look_up` asks the catalog for a table by oid; None for one that is gone. `earlier` holds the
+    versions of eras before: numbers begin again in each, stored names keep their meaning. `new`
+    collects the versions made since it was last taken: the entry that names their first events
+    names them too.
     """
 
     def __init__(
         self,
         known: Mapping[int, Sequence[RelationVersion]],
         look_up: Callable[[int], Table | None],
+        earlier: Iterable[Mapping[int, Sequence[RelationVersion]]] = (),
     ) -> None:
         self._versions = {oid: list(versions) for oid, versions in known.items()}
+        self._earlier: dict[int, list[RelationVersion]] = {}
+        for era in earlier:
+            for oid, versions in era.items():
+                self._earlier.setdefault(oid, []).extend(versions)
         self._look_up = look_up
         self.new: list[RelationVersion] = []
 
@@ -61,7 +68,7 @@ class Shapes:
         versions = list(self._versions.get(relation.oid, []))
         if versions and versions[-1].matches(relation):
             return versions[-1]
-        return _make(relation, table, versions, lsn)
+        return self._make(relation, table, versions, lsn)
 
     def adopt(self, proposed: RelationVersion, lsn: Lsn) -> bool:
         """Make a proposed version known as in force at `lsn`, which the stream has passed. False
@@ -98,24 +105,40 @@ class Shapes:
 
     def _add(self, relation: StreamRelation, table: Table | None, lsn: Lsn) -> RelationVersion:
         versions = self._versions.setdefault(relation.oid, [])
-        version = _make(relation, table, versions, lsn)
+        version = self._make(relation, table, versions, lsn)
         versions.append(version)
         self.new.append(version)
         return version
 
+    def _make(
+        self,
+        relation: StreamRelation,
+        table: Table | None,
+        versions: Sequence[RelationVersion],
+        lsn: Lsn,
+    ) -> RelationVersion:
+        """The version that follows those of this era."""
+        return _make(relation, table, versions, lsn, self._earlier.get(relation.oid, ()))
+
 
 def _make(
-    relation: StreamRelation, table: Table | None, versions: Sequence[RelationVersion], lsn: Lsn
+    relation: StreamRelation,
+    table: Table | None,
+    versions: Sequence[RelationVersion],
+    lsn: Lsn,
+    earlier: Sequence[RelationVersion],
 ) -> RelationVersion:
-    """The version that follows `versions`."""
+    """The version that follows `versions`; `earlier` ones are of eras before."""
     agrees = table is not None and table.to_stream().columns == relation.columns
     columns: list[Column] = []
-    taken = {column.stored for version in versions for column in version.columns}
+    taken = {column.stored for v in (*earlier, *versions) for column in v.columns}
     for described, (attnum, former) in zip(
         relation.columns, _former(relation, table, versions), strict=True
     ):
         storage = storage_of(described.type_oid, described.typmod)
         stored = _known_column(versions, former, attnum, storage)
+        if stored is None:
+            stored = _earlier_column(earlier, described.name, attnum, storage)
         if stored is None or stored in {column.stored for column in columns}:
             stored = stored_name(described.name, taken)
         taken.add(stored)
@@ -254,6 +277,16 @@ def _known_column(
     same += [former] if former is not None else []
     matching = [column.stored for column in same if column.storage == storage]
     return matching[-1] if matching else None
+
+
+def _earlier_column(
+    earlier: Sequence[RelationVersion], name: str, attnum: int | None, storage: str
+) -> str | None:
+    """The stored name that a column had in an era before. The name must be the same too: another
+    database may use the same oid for another table."""
+    wanted = (name, attnum, storage)
+    same = [c.stored for v in earlier for c in v.columns if (c.name, c.attnum, c.storage) == wanted]
+    return same[-1] if same else None
 
 
 def _key(

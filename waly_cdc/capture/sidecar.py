@@ -20,14 +20,14 @@ from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.attribution import Attribution, Sampler
 from waly_cdc.capture.catalog_watch import CatalogWatch
-from waly_cdc.capture.continuity import require_slot, require_source
+from waly_cdc.capture.continuity import Continuity
 from waly_cdc.capture.keeper import Keeper
 from waly_cdc.capture.sealing import Sealer
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.capture.state import note_error
 from waly_cdc.capture.table_watch import TableWatch
-from waly_cdc.errors import SourceLost, WalyError
+from waly_cdc.errors import SourceLost, SourceMoved, WalyError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source.stream import ReplicationStream, plugin_options
 
@@ -138,15 +138,22 @@ def _connected(
     """
     contents = archive.contents
     with CatalogWatch(settings.dsn, on_event) as catalog:
-        source = require_source(contents, catalog, settings)
+        # Before the server's timeline is asked for: a promotion from now on is noticed.
+        catalog.observe()
+        continuity = Continuity(archive, catalog, settings)
+        continuity.require(continuity.other_database())
         attribution = Attribution()
-        shapes = Shapes(contents.relations, catalog.table)
-        watch = TableWatch(settings.dsn, source.slot, archive, shapes, on_event)
+        shapes = Shapes(
+            contents.relations, catalog.table, [era.relations for era in contents.earlier]
+        )
+        watch = TableWatch(settings.dsn, continuity.source.slot, archive, shapes, on_event)
         sealer = Sealer(archive, shapes, attribution, catalog.facts, watch)
         keeper = Keeper(archive, sealer, settings, catalog)
-        if keeper.recover():
+        if keeper.recover(lambda reach: continuity.require(continuity.other_log(reach))):
             on_event(f"sealed what the journal held, up to {contents.horizon}")
-        require_slot(contents, catalog, source.slot)
+        continuity.require(continuity.unfit_slot())
+        continuity.note_source()
+        source = continuity.source
         if once:
             watch.catch_up()
         target = catalog.observe() if once else None
@@ -162,6 +169,9 @@ def _connected(
             watch.start()
         try:
             _receive(stream, keeper, target, stop)
+        except SourceMoved:
+            continuity.follow()
+            raise
         finally:
             if sampler is not None:
                 sampler.stop()

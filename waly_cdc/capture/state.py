@@ -27,6 +27,7 @@ class SidecarState:
     was, or nobody knows."""
 
     state: str
+    era: int
     received: Lsn
     safe: Lsn
     acknowledged: Lsn
@@ -43,6 +44,7 @@ def write_state(root: Path, state: SidecarState) -> None:
         "state": state.state,
         "pid": os.getpid(),
         "at": format_time(datetime.now(UTC)),
+        "era": state.era,
         "received": str(state.received),
         "safe": str(state.safe),
         "acknowledged": str(state.acknowledged),
@@ -56,6 +58,11 @@ def write_state(root: Path, state: SidecarState) -> None:
         durable.replace(root / FILE, json.dumps(data).encode() + b"\n", durable=False)
 
 
+def forget_state(root: Path) -> None:
+    """Remove what was said of an era that has ended."""
+    (root / FILE).unlink(missing_ok=True)
+
+
 def note_error(root: Path, state: str, error: str) -> None:
     """Say in the file that the sidecar waits for its server (`disconnected`), or has `failed`."""
     data = read_state(root) or {}
@@ -64,10 +71,10 @@ def note_error(root: Path, state: str, error: str) -> None:
         durable.replace(root / FILE, json.dumps(data).encode() + b"\n", durable=False)
 
 
-def quiet_until(root: Path, horizon: Lsn) -> datetime | None:
+def quiet_until(root: Path, era: int, horizon: Lsn) -> datetime | None:
     """The time up to which, as a sidecar said, nothing was committed after the horizon."""
     data = read_state(root) or {}
-    if data.get("horizon") != str(horizon):
+    if (data.get("era"), data.get("horizon")) != (era, str(horizon)):
         return None
     return parse_time(data.get("quiet_until"))
 

@@ -48,7 +48,11 @@ def status(
     server, error = _ask(contents, dsn)
     return {
         "state": "running" if running else "stopped",
-        "horizon": {"lsn": str(contents.horizon), "time": format_time(contents.horizon_time)},
+        "horizon": {
+            "era": contents.era,
+            "lsn": str(contents.horizon),
+            "time": format_time(contents.horizon_time),
+        },
         "lag": _lag(contents, server, sidecar if running else None),
         "slot": _slot(contents, server, error),
         "archive": _archive(contents, store),
@@ -65,14 +69,17 @@ def degradations(found: dict[str, Any], max_lag: float) -> list[str]:
     if slot["error"] is not None:
         reasons.append(f"the server cannot be asked: {slot['error']}")
     elif slot["wal_status"] in (None, "lost"):
-        reasons.append("the replication slot is lost: changes since the horizon cannot be had")
+        reasons.append(
+            "the replication slot is lost: changes since the horizon cannot be had. `waly run` says"
+            " how to go on"
+        )
     elif slot["wal_status"] == "unreserved":
         reasons.append("the slot is about to be lost: it retains more log than the server allows")
     lag = found["lag"]["seconds"]
     if lag is not None and lag > max_lag:
         reasons.append(f"the archive is {lag:.0f} s behind, more than {max_lag:.0f} s")
     for gap in found["archive"]["gaps"]:
-        if gap["to"] is None:
+        if gap["to"] is None and gap["era"] == found["archive"]["eras"]:
             table = gap["table"] or f"the table with oid {gap['oid']}"
             reasons.append(
                 f"the rows of {table} are not known after {gap['from']}: {gap['reason']}"
@@ -111,7 +118,7 @@ def is_locked(root: Path) -> bool:
 def attribution(contents: Contents, store: LocalStore) -> dict[str, int]:
     """Transactions by what their actor is known from."""
     counts: Counter[str] = Counter()
-    for file in contents.transaction_files():
+    for file in (file for era in contents.eras for file in era.transaction_files()):
         try:
             column = pq.read_table(
                 store.path(file.path), columns=["actor_source"], partitioning=None
@@ -162,7 +169,7 @@ def _lag(
 def _slot(contents: Contents, server: Server | None, error: str | None) -> dict[str, Any]:
     slot = server.slot if server else None
     if server is not None and slot is None:
-        error = "there is no such slot"
+        error = "there is no such slot; `waly run` says how to go on"
     return {
         "name": contents.source.slot if contents.source else None,
         "active": slot.active if slot else None,
@@ -174,21 +181,34 @@ def _slot(contents: Contents, server: Server | None, error: str | None) -> dict[
     }
 
 
-def _gap(contents: Contents, gap: Gap) -> dict[str, Any]:
-    versions = contents.relations.get(gap.oid)
-    return {"table": versions[-1].qualified_name if versions else None, **gap.to_json()}
+def _gaps(contents: Contents) -> list[dict[str, Any]]:
+    """Gaps of tables, and those before an era: of no table, or of all."""
+    found: list[dict[str, Any]] = []
+    for era in contents.eras:
+        if era.gap is not None:
+            found.append({"table": None, "oid": None, "era": era.era, **era.gap.to_json()})
+        found += [_gap(era, gap) for gap in era.gaps]
+    return found
+
+
+def _gap(era: Contents, gap: Gap) -> dict[str, Any]:
+    versions = era.relations.get(gap.oid)
+    name = versions[-1].qualified_name if versions else None
+    return {"table": name, "era": era.era, **gap.to_json()}
 
 
 def _archive(contents: Contents, store: LocalStore) -> dict[str, Any]:
+    files = [file for era in contents.eras for file in era.files]
+    begins = contents.eras[0].beginning
     return {
         "path": str(store.root),
         "database": contents.source.database if contents.source else None,
         "tables": len(contents.relations),
-        "events": contents.events,
-        "transactions": contents.transactions,
-        "segments": sum(file.kind == "events" for file in contents.files),
-        "bytes": sum(file.bytes for file in contents.files),
+        "events": sum(era.events for era in contents.eras),
+        "transactions": sum(era.transactions for era in contents.eras),
+        "segments": sum(file.kind == "events" for file in files),
+        "bytes": sum(file.bytes for file in files),
         "eras": contents.era,
-        "gaps": [_gap(contents, gap) for gap in contents.gaps],
-        "begins_at": str(contents.beginning) if contents.beginning else None,
+        "gaps": _gaps(contents),
+        "begins_at": str(begins) if begins else None,
     }

@@ -294,7 +294,8 @@ class TableWatch(threading.Thread):
         with connect(self._dsn, replication=True, application_name="waly watch") as replication:
             slot = source_slot.create(replication, name, temporary=True, on_wait=self._on_wait)
             facts = catalog.server_facts(connection)
-            snapshot = Snapshot(slot.snapshot, slot.consistent_point, facts.now)
+            era = self._archive.contents.era
+            snapshot = Snapshot(slot.snapshot, era, slot.consistent_point, facts.now)
             with snapshot_transaction(self._dsn, slot.snapshot) as inside:
                 there = heaps(inside)
                 tables = [t for t in catalog.tables(inside) if t.oid in wanted and t.readable]

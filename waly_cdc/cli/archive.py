@@ -28,8 +28,12 @@ class Opened:
         from waly_cdc.history.moment import resolve
         from waly_cdc.points import parse_when
 
-        quiet = quiet_until(self.store.root, self.contents.horizon)
+        quiet = quiet_until(self.store.root, self.contents.era, self.contents.horizon)
         return resolve(self.contents, self.store, parse_when(when), quiet)
+
+    def at(self, moment: Moment) -> Contents:
+        """The contents of the moment's era."""
+        return self.contents.in_era(moment.era)
 
 
 def open_archive(state: State) -> Opened:
@@ -53,7 +57,7 @@ def echo_moment(state: State, moment: Moment) -> None:
     )
     after = moment.after and f"xid {moment.after.xid} of {format_time(moment.after.committed_at)}"
     state.output.note(
-        f"at {moment.bound} ({format_time(moment.time)})"
+        f"at {moment.name} ({format_time(moment.time)})"
         + beside("after", before)
         + beside("before", after)
     )

@@ -71,6 +71,8 @@ def cli() -> None:
 
     A point (WHEN) is a time (2026-11-23T14:05:00Z, '2026-11-23 14:05 Europe/Berlin', '15m ago'), an
     LSN (0/1A2B3C8), a transaction (xid:8812 right after it, xid:8812^ right before it) or latest.
+    Where an archive has several eras, 2:0/1A2B3C8 and 2:xid:8812 are of the second; without it the
+    newest era that holds the LSN or the transaction is meant.
     """
 
 

@@ -37,6 +37,13 @@ def init_result(console: Console, result: InitResult) -> None:
         console.print(f"{result.archive} is there already, from {result.lsn} on")
         return
     rows = sum(rows for _, rows in result.tables)
+    if result.gap is not None:
+        console.print(
+            f"era {result.era} of archive {result.archive} begins at {result.lsn}:"
+            f" {count(len(result.tables), 'table')}, {count(rows, 'row')}, slot {result.slot}"
+        )
+        console.print(f"the gap after {result.era - 1}:{result.gap.start}: {result.gap.reason}")
+        return
     console.print(
         f"archive {result.archive} begins at {result.lsn}: {count(len(result.tables), 'table')},"
         f" {count(rows, 'row')}, slot {result.slot}"
@@ -50,8 +57,11 @@ def run_result(console: Console, result: RunResult) -> None:
     )
 
 
-def event(console: Console, found: Mapping[str, Any], *, oneline: bool, patch: bool) -> None:
-    """An event of the log, on one line or with what it changed; `patch` shows whole rows."""
+def event(
+    console: Console, found: Mapping[str, Any], *, oneline: bool, patch: bool, eras: bool
+) -> None:
+    """An event of the log, on one line or with what it changed; `patch` shows whole rows, `eras`
+    names the era of its LSN."""
     from rich.text import Text
 
     style = OPERATION_STYLES[found["op"]]
@@ -63,7 +73,7 @@ def event(console: Console, found: Mapping[str, Any], *, oneline: bool, patch: b
     if found["version"] is not None:
         line.append(f"  v{found['version']}", style="dim")
     line.append(f"  {actor_text(found['actor'])}", style="cyan")
-    line.append(f"  xid {found['xid']}  {found['lsn']}", style="dim")
+    line.append(f"  xid {found['xid']}  {_lsn(found, eras)}", style="dim")
     if oneline:
         if found["changed"]:
             line.append("  " + ", ".join(found["changed"]), style=style)
@@ -80,12 +90,12 @@ def event(console: Console, found: Mapping[str, Any], *, oneline: bool, patch: b
         _values(console, found["after"] or found["before"], style)
 
 
-def transaction(console: Console, found: Mapping[str, Any]) -> None:
+def transaction(console: Console, found: Mapping[str, Any], *, eras: bool) -> None:
     """Who made a transaction, and how that is known."""
     actor = found["actor"]
     rows = [
         ("transaction", f"{found['xid']}, {count(found['events'], 'event')}"),
-        ("committed", f"{found['committed_at']} at {found['lsn']}"),
+        ("committed", f"{found['committed_at']} at {_lsn(found, eras)}"),
         ("by", actor_text(actor)),
         ("known from", actor["source"]),
     ]
@@ -103,14 +113,14 @@ def transaction(console: Console, found: Mapping[str, Any]) -> None:
         console.print(_label(name, str(value)))
 
 
-def row(console: Console, found: Mapping[str, Any]) -> None:
+def row(console: Console, found: Mapping[str, Any], *, eras: bool) -> None:
     """A row as it was, and where that came from."""
     width = max(map(len, found["row"]), default=0)
     for name, value in found["row"].items():
         console.print(_label(name, value_text(value, None), width))
     console.print()
     console.print(_label("version", f"{found['version']}", width))
-    console.print(_label("since", f"{found['committed_at']} at {found['lsn']}", width))
+    console.print(_label("since", f"{found['committed_at']} at {_lsn(found, eras)}", width))
     by = f"{actor_text(found['actor'])}, xid {found['xid']}"
     before = "unknown: it was there when the archive began"
     console.print(_label("by", by if found["xid"] else before, width))
@@ -155,6 +165,7 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         ("horizon", f"{found['horizon']['lsn']}, {found['horizon']['time']}"),
         ("lag", f"{behind}, {seconds}"),
         ("slot", f"{slot['name']}, {slot['wal_status'] or slot['error']}; retains {retained}"),
+        *(("gap", _gap_text(gap)) for gap in archive["gaps"] if gap["oid"] is None),
         ("contents", f"{archive['tables']:,} tables, {archive['transactions']:,} transactions"),
         ("", f"{archive['events']:,} events in {archive['segments']:,} segments"),
         ("size", size_text(archive["bytes"])),
@@ -162,6 +173,15 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         ("verified", f"{verified['verified_at']}: {verified['result']}" if verified else "never"),
     ):
         console.print(_label(name, value, 11))
+
+
+def _gap_text(gap: Mapping[str, Any]) -> str:
+    """A gap between two eras."""
+    era = gap["era"]
+    return (
+        f"from {era - 1}:{gap['from']} ({gap['from_time']}) to {era}:{gap['to']}"
+        f" ({gap['to_time']}): {gap['reason']}"
+    )
 
 
 def restored(console: Console, result: RestoreResult) -> None:
@@ -228,6 +248,11 @@ def value_text(value: Any, limit: int | None) -> str:
     if isinstance(value, str) and not isinstance(value, Literal) and limit is not None:
         text = text.replace("\n", "⏎")
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _lsn(found: Mapping[str, Any], eras: bool) -> str:
+    """An LSN as it can be given back to us: with its era where there are several."""
+    return f"{found['era']}:{found['lsn']}" if eras else str(found["lsn"])
 
 
 def _row(console: Console, mark: str, found: Mapping[str, Any] | None, style: str) -> None:

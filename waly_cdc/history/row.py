@@ -32,8 +32,8 @@ def show(
 ) -> dict[str, Any]:
     """The row with that key at a moment, and the event that made it what it was.
 
-    Raises UsageError for an unknown table, a key that does not fit, and where there was no such
-    row; PointNotInArchive where it is not known.
+    `contents` are those of the moment's era. Raises UsageError for an unknown table, a key that
+    does not fit, and where there was no such row; PointNotInArchive where it is not known.
     """
     relation = contents.find_relation(table, moment.bound)
     wanted = parse_key(relation, key)
@@ -44,7 +44,7 @@ def show(
             last = event
     if row is None or last is None:
         raise UsageError(
-            f"{relation.qualified_name} had no row {' '.join(key)} at {moment.bound}",
+            f"{relation.qualified_name} had no row {' '.join(key)} at {moment.name}",
             hint=f"its last change was at {format_time(last.committed_at)}" if last else None,
         )
     transaction = by_lsn(contents, store, {last.lsn}).get(last.lsn)
@@ -53,6 +53,7 @@ def show(
         "row": row_json(relation, row),
         "version": last.version,
         "row_hash": row_hash(relation, row),
+        "era": moment.era,
         "lsn": str(transaction.end_lsn if transaction else last.lsn + 1),
         "xid": last.xid or None,
         "committed_at": format_time(last.committed_at),

@@ -29,10 +29,11 @@ from waly_cdc.archive.segments import TRANSACTIONS
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.decode.events import BEFORE_PREFIX
 from waly_cdc.errors import PointNotInArchive
+from waly_cdc.history.eras import in_other_era
 from waly_cdc.history.events import may_be_raw, sql_type
 from waly_cdc.history.log import changed_texts
 from waly_cdc.history.moment import Moment
-from waly_cdc.history.rows import RowEvent, row_events
+from waly_cdc.history.rows import RowEvent, Texts, row_events
 from waly_cdc.history.session import identifier, literal
 from waly_cdc.history.state import state_query
 from waly_cdc.history.texts import column_text
@@ -66,9 +67,11 @@ class Views:
         moment: Moment,
     ) -> None:
         self._connection = connection
-        self._contents = contents
+        self._contents = contents.in_era(moment.era)
+        self._eras = [era for era in contents.eras if era.era <= moment.era]
         self._store = store
         self._bound = moment.bound
+        self._before = f"(t._era, t.lsn) < ({moment.era}, {moment.bound.value})"
         self._registered: dict[tuple[str, ...], str] = {}
         self._ambiguous: set[int] = set()
         self.names: list[str] = ["transactions", "changes"]
@@ -96,7 +99,7 @@ class Views:
             if named and "history" in folded:
                 self._history(relation, raw)
         if "changes" in folded:
-            self._changes(shown)
+            self._changes()
         self.names += sorted(relation.qualified_name for relation in shown)
         if any(relation.schema == "public" for relation in shown):
             execute("set search_path = 'public,main'")
@@ -122,7 +125,7 @@ class Views:
         return list(newest.values())
 
     def _transactions(self) -> None:
-        files = self._contents.transaction_files()
+        files = [file for era in self._eras for file in era.transaction_files()]
         paths = [str(self._store.path(file.path)) for file in files]
         self._connection.register(
             TRANSACTIONS_SOURCE,
@@ -131,9 +134,10 @@ class Views:
             else TRANSACTIONS.empty_table(),
         )
         self._connection.execute(
-            f"create view transactions as select t.xid, {_LSN.format('t.end_lsn')} as lsn,"
+            f"create view transactions as select t._era as era, t.xid,"
+            f" {_LSN.format('t.end_lsn')} as lsn,"
             f' t.end_lsn as "position", t.committed_at, t.events, {_ACTOR} as actor'
-            f" from temp.main.{identifier(TRANSACTIONS_SOURCE)} t where t.lsn < {self._bound.value}"
+            f" from temp.main.{identifier(TRANSACTIONS_SOURCE)} t where {self._before}"
         )
 
     def _table(self, relation: RelationVersion, raw: frozenset[str]) -> None:
@@ -178,49 +182,72 @@ class Views:
             self._connection.register(name, dataset)
         return f"temp.main.{identifier(name)}"
 
-    def _by_version(self, relation: RelationVersion) -> list[list[File]]:
+    def _by_version(self, era: Contents, oid: int) -> list[list[File]]:
+        """A relation's files up to the bound, each version's by themselves."""
         files: dict[int | None, list[File]] = defaultdict(list)
-        for file in self._contents.event_files(relation.oid):
-            if file.first_lsn < self._bound:
+        for file in era.event_files(oid):
+            if era is not self._contents or file.first_lsn < self._bound:
                 files[file.version].append(file)
         return list(files.values())
 
+    def _name(self, era: Contents, oid: int) -> str:
+        """What a relation was called last, up to the bound."""
+        versions = era.relations[oid]
+        until = [v for v in versions if era is not self._contents or v.since < self._bound]
+        return (until or versions)[-1].qualified_name
+
+    def _in_eras(self, relation: RelationVersion) -> list[tuple[Contents, RelationVersion]]:
+        """What a table is in each era up to the moment's, oldest first."""
+        earlier = [
+            (era, found)
+            for era in self._eras[:-1]
+            if (found := in_other_era(relation, self._contents, era, era.horizon + 1)) is not None
+        ]
+        return [*earlier, (self._contents, relation)]
+
     def _raw_columns(self, relation: RelationVersion) -> frozenset[str]:
-        """Stored names of the columns with a value that is kept as text only."""
-        if not any(may_be_raw(column) for column in relation.columns):
-            return frozenset()
+        """Stored names of the columns with a value that is kept as text only, or that had another
+        type in an earlier era."""
+        storages = {column.name: column.storage for column in relation.columns}
         found: set[str] = set()
-        for files in self._by_version(relation):
-            keys = self._connection.execute(
-                "select distinct unnest(map_keys(_raw))"
-                f" from {self._scan(self._store, files)} where _raw is not null"
-            ).fetchall()
-            found.update(key.removeprefix(BEFORE_PREFIX) for (key,) in keys)
-        raw = [column for column in relation.columns if column.stored in found]
+        for era, own in self._in_eras(relation):
+            names = {column.stored: column.name for column in own.columns}
+            found |= {c.name for c in own.columns if storages.get(c.name, "") != c.storage}
+            if not any(may_be_raw(column) for column in own.columns):
+                continue
+            for files in self._by_version(era, own.oid):
+                keys = self._connection.execute(
+                    "select distinct unnest(map_keys(_raw))"
+                    f" from {self._scan(self._store, files)} where _raw is not null"
+                ).fetchall()
+                stored = (key.removeprefix(BEFORE_PREFIX) for (key,) in keys)
+                found |= {names[each] for each in stored if each in names}
+        raw = [column for column in relation.columns if column.name in found]
         self.notes += [
-            f"{relation.qualified_name}.{column.name} is VARCHAR here, because it holds values that"
-            f" DuckDB's {sql_type(column.storage)} cannot"
+            f"{relation.qualified_name}.{column.name} is VARCHAR here, because it holds or has held"
+            f" values that DuckDB's {sql_type(column.storage)} cannot"
             for column in raw
         ]
         return frozenset(column.stored for column in raw)
 
-    def _changes(self, relations: Sequence[RelationVersion]) -> None:
+    def _changes(self) -> None:
         parts = [
-            f"select {literal(relation.qualified_name)} as relation, _op, _lsn, _seq, _xid,"
-            f" _committed_at from {self._scan(self._store, files)} where _op <> 'R'"
-            for relation in relations
-            for files in self._by_version(relation)
+            f"select {literal(self._name(era, oid))} as relation, _era, _op, _lsn, _seq,"
+            f" _xid, _committed_at from {self._scan(self._store, files)} where _op <> 'R'"
+            for era in self._eras
+            for oid in era.relations
+            for files in self._by_version(era, oid)
         ]
         events = "\nunion all\n".join(parts) or (
-            "select '' as relation, '' as _op, 0 as _lsn, 0 as _seq, 0 as _xid,"
+            "select '' as relation, 0 as _era, '' as _op, 0 as _lsn, 0 as _seq, 0 as _xid,"
             " cast(null as timestamptz) as _committed_at where false"
         )
         self._connection.execute(
-            f'create view changes as select e.relation as "table", e._op as op,'
+            f'create view changes as select e.relation as "table", e._era as era, e._op as op,'
             f' {_LSN.format("t.end_lsn")} as lsn, t.end_lsn as "position", e._seq as seq,'
             f" e._xid as xid, e._committed_at as committed_at, {_ACTOR} as actor"
             f" from (\n{events}\n) e join temp.main.{identifier(TRANSACTIONS_SOURCE)} t"
-            f" on t.lsn = e._lsn where e._lsn < {self._bound.value}"
+            f" on t.lsn = e._lsn and t._era = e._era where {self._before}"
         )
 
     def _history(self, relation: RelationVersion, raw: frozenset[str]) -> None:
@@ -231,7 +258,7 @@ class Views:
         self._view(
             "history",
             relation,
-            'select op, lsn, "position", seq, xid, committed_at, version, row_hash,'
+            'select era, op, lsn, "position", seq, xid, committed_at, version, row_hash,'
             f" relation_version, actor, {key} as key, changed, {', '.join(rows)}"
             f" from temp.main.{identifier(name)}",
         )
@@ -242,6 +269,7 @@ class Views:
         key = pa.struct([(column.stored, pa.string()) for column in relation.key_columns])
         schema = pa.schema(
             [
+                ("era", pa.int32()),
                 ("op", pa.string()),
                 ("lsn", pa.string()),
                 ("position", pa.int64()),
@@ -258,29 +286,42 @@ class Views:
                 ("after", row),
             ]
         )
-        found = (
-            event
-            for event in row_events(
-                self._connection, self._contents, self._store, relation, self._bound
-            )
-            if event.op != "R"
-        )
         batches = []
-        while chunk := list(islice(found, CHUNK_EVENTS)):
-            batches.append(self._batch(relation, chunk, schema))
+        for era, own in self._in_eras(relation):
+            bound = self._bound if era is self._contents else era.horizon
+            found = (
+                event
+                for event in row_events(self._connection, era, self._store, own, bound)
+                if event.op != "R"
+            )
+            while chunk := list(islice(found, CHUNK_EVENTS)):
+                batches.append(self._batch(era, own, relation, chunk, schema))
         return pa.Table.from_batches(batches, schema)
 
     def _batch(
-        self, relation: RelationVersion, events: Sequence[RowEvent], schema: pa.Schema
+        self,
+        era: Contents,
+        own: RelationVersion,
+        relation: RelationVersion,
+        events: Sequence[RowEvent],
+        schema: pa.Schema,
     ) -> pa.RecordBatch:
-        transactions = by_lsn(self._contents, self._store, {event.lsn for event in events})
-        names = [column.stored for column in relation.key_columns]
+        """Events of `own` as rows of `relation`, whose columns are told by their names."""
+        transactions = by_lsn(era, self._store, {event.lsn for event in events})
+        stored = {column.name: column.stored for column in relation.columns}
+        renamed = {c.stored: stored[c.name] for c in own.columns if c.name in stored}
+
+        def shown(row: Texts | None) -> Texts | None:
+            return row and {renamed[name]: row[name] for name in row if name in renamed}
+
+        names = [renamed.get(column.stored, column.stored) for column in own.key_columns]
         rows = []
         for event in events:
             transaction = transactions[event.lsn]
             changed = changed_texts(event)
             rows.append(
                 {
+                    "era": era.era,
                     "op": event.op,
                     "lsn": str(transaction.end_lsn),
                     "position": transaction.end_lsn.value,
@@ -293,8 +334,8 @@ class Views:
                     "actor": transaction.actor,
                     "key": dict(zip(names, event.key, strict=True)) if event.key else None,
                     "changed": None if changed is None else list(changed.items()),
-                    "before": event.before,
-                    "after": event.after,
+                    "before": shown(event.before),
+                    "after": shown(event.after),
                 }
             )
         return pa.RecordBatch.from_pylist(rows, schema)
@@ -315,10 +356,10 @@ def _row(columns: Sequence[Column], raw: frozenset[str], side: str) -> str:
     for column, name in zip(columns, _names(columns), strict=True):
         text = f"{side}.{identifier(column.stored)}"
         match column.storage:
-            case "bytes":
-                value = f"unhex(substr({text}, 3))"
             case "text":
                 value = text
+            case "bytes" if column.stored not in raw:
+                value = f"unhex(substr({text}, 3))"
             case _:
                 value = (
                     text if column.stored in raw else f"cast({text} as {sql_type(column.storage)})"

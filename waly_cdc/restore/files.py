@@ -65,6 +65,7 @@ def restore_duckdb(
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
     return RestoreResult(
         target=str(path),
+        era=plan.era,
         lsn=plan.lsn,
         time=plan.time,
         tables=tuple(counts),

@@ -64,7 +64,7 @@ class PlannedTable:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A restore to `lsn`: the state made by all commits that begin before it.
+    """A restore to `lsn` of an era: the state made by all commits that begin before it.
 
     `schema` is None where there is no dump to take it from, `dumped_later` says that the dump was
     taken after the point. `without_rows` names tables whose rows cannot be restored, and why.
@@ -77,6 +77,7 @@ class Plan:
     sequences: tuple[SequenceValue, ...]
     without_rows: tuple[str, ...]
     dumped_later: bool = False
+    era: int = 1
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "at": {"lsn": str(self.lsn), "time": format_time(self.time)},
+            "at": {"era": self.era, "lsn": str(self.lsn), "time": format_time(self.time)},
             "tables": [
                 {
                     "table": table.name.qualified_name,
@@ -119,7 +120,8 @@ def plan_restore(
     store: LocalStore, contents: Contents, moment: Moment, tables: Sequence[str] = ()
 ) -> Plan:
     """The plan of a restore to `moment` of the whole database, or of the tables that the user calls
-    so. Raises UsageError for a table that was not there then, ArchiveCorrupt."""
+    so. `contents` are those of the moment's era. Raises UsageError for a table that was not there
+    then, ArchiveCorrupt."""
     dump = read_dump(store, contents, moment.bound)
     return plan(contents, dump, moment.bound, moment.time, tables)
 
@@ -194,6 +196,7 @@ def plan(
         sequences=tuple(s for s in sequences if (s.schema, s.name) in made),
         without_rows=tuple(without_rows),
         dumped_later=dump is not None and dump.until > bound,
+        era=contents.era,
     )
 
 

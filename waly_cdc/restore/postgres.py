@@ -67,6 +67,7 @@ def restore_postgres(
         _analyze(connection, loaded)
     return RestoreResult(
         target=target.masked(dsn),
+        era=plan.era,
         lsn=plan.lsn,
         time=plan.time,
         tables=tuple((t.name.qualified_name, loader.counts[t.name.oid]) for t in loaded),

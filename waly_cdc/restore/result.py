@@ -17,6 +17,7 @@ class RestoreResult:
     or the archive is wrong."""
 
     target: str
+    era: int
     lsn: Lsn
     time: datetime | None
     tables: tuple[tuple[str, int], ...]
@@ -27,7 +28,7 @@ class RestoreResult:
     def to_json(self) -> dict[str, Any]:
         return {
             "target": self.target,
-            "at": {"lsn": str(self.lsn), "time": format_time(self.time)},
+            "at": {"era": self.era, "lsn": str(self.lsn), "time": format_time(self.time)},
             "tables": [{"table": table, "rows": rows} for table, rows in self.tables],
             "seconds": round(self.seconds, 3),
             "left_out": list(self.left_out),

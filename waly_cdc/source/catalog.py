@@ -37,7 +37,6 @@ class ServerFacts:
     """
 
     system_identifier: str
-    timeline: int
     database: str
     database_oid: int
     server_version: int
@@ -133,18 +132,11 @@ SELECT d.oid, d.datname, current_setting('server_version_num')::int,
            SELECT FROM pg_roles a
            WHERE a.rolname = 'rds_replication' AND pg_has_role(a.oid, 'MEMBER')),
        has_function_privilege('pg_control_system()', 'EXECUTE')
-       AND has_function_privilege('pg_control_checkpoint()', 'EXECUTE')
 FROM pg_database d, pg_roles r
 WHERE d.datname = current_database() AND r.rolname = current_user
 """
 
-# pg_control_checkpoint() still names the old timeline for a while after a promotion.
-_IDENTITY = """
-SELECT s.system_identifier::text,
-       CASE WHEN pg_is_in_recovery() THEN c.timeline_id
-            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
-FROM pg_control_system() s, pg_control_checkpoint() c
-"""
+_IDENTITY = "SELECT system_identifier::text FROM pg_control_system()"
 
 # An index counts as RelationGetIndexList in PostgreSQL's relcache.c has it. Sizes come from the
 # catalog, because pg_table_size() waits for whoever has the table locked.
@@ -202,14 +194,13 @@ def server_facts(connection: psycopg.Connection) -> ServerFacts:
         if not row[13]:
             raise SourceError(
                 f"role {row[10]} may not ask which server this is",
-                hint="as a superuser: GRANT EXECUTE ON FUNCTION pg_control_system(),"
-                f" pg_control_checkpoint() TO {quote_identifier(row[10])}",
+                hint="as a superuser: GRANT EXECUTE ON FUNCTION pg_control_system()"
+                f" TO {quote_identifier(row[10])}",
             )
         identity = connection.execute(_IDENTITY).fetchone()
         assert identity is not None
     return ServerFacts(
         system_identifier=identity[0],
-        timeline=identity[1],
         database=row[1],
         database_oid=row[0],
         server_version=row[2],

@@ -20,6 +20,7 @@ from waly_cdc.source import catalog, slot
 from waly_cdc.source.connect import connect, source_errors
 from waly_cdc.source.preflight_look import Look
 from waly_cdc.source.preflight_role import ROLE_CHECKS
+from waly_cdc.source.preflight_standby import failover, standby
 from waly_cdc.source.preflight_tables import TABLE_CHECKS
 
 OLDEST, NEWEST = 14, 18
@@ -101,9 +102,6 @@ def _version(look: Look) -> Iterator[Finding]:
         yield Finding("version", WARN, "server", message)
     else:
         yield Finding("version", PASS, "server", f"PostgreSQL {major}")
-    if look.facts.is_in_recovery:
-        message = "this is a standby, where no publication can be made: connect to its primary"
-        yield Finding("standby", FAIL, "server", message)
 
 
 def _wal_level(look: Look) -> Iterator[Finding]:
@@ -157,7 +155,6 @@ def _free_slot(look: Look) -> Iterator[Finding]:
 
 def _slot(look: Look) -> Iterator[Finding]:
     found = look.slot_info
-    dropping = f"SELECT pg_drop_replication_slot('{look.slot_name}');"
     retained = size_text(found.retained_bytes if found else None, "an unknown amount")
     if found is None:
         message = "the slot does not exist yet: `waly init` makes it"
@@ -176,9 +173,8 @@ def _slot(look: Look) -> Iterator[Finding]:
             "slot",
             FAIL,
             look.slot_name,
-            f"the slot is lost ({reason}): history has a gap from here; drop it and begin a"
-            " new archive",
-            dropping,
+            f"the slot is lost ({reason}): history has a gap from here: begin a new era with"
+            " `waly init --new-era`",
         )
     elif found.wal_status == "unreserved":
         yield Finding(
@@ -299,9 +295,11 @@ def _blockers(look: Look) -> Iterator[Finding]:
 
 _SERVER_CHECKS: tuple[Callable[[Look], Iterator[Finding]], ...] = (
     _version,
+    standby,
     _wal_level,
     _free_slot,
     _slot,
+    failover,
     _retention,
     _plugin,
     _blockers,

@@ -21,6 +21,10 @@ from waly_cdc.errors import SourceLost, UsageError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source.connect import source_errors
 
+STANDBY_SINCE, FAILOVER_SINCE = 16, 17
+"""The versions of PostgreSQL since which a standby has logical slots of its own, and since which it
+keeps copies of its primary's."""
+
 NAME_LIMIT = 63
 """Bytes of a slot's name (NAMEDATALEN - 1)."""
 
@@ -64,6 +68,7 @@ class SlotInfo:
     retained_bytes: int | None
     safe_wal_size: int | None
     invalidation: str | None
+    failover: bool
 
     @property
     def lost(self) -> bool:
@@ -115,6 +120,7 @@ def create(
     plugin: str = "pgoutput",
     *,
     temporary: bool = False,
+    failover: bool = False,
     on_wait: Callable[[float], None] = lambda _: None,
 ) -> CreatedSlot:
     """Create a logical slot over a replication connection, exporting a snapshot.
@@ -122,11 +128,13 @@ def create(
     The server waits for all transactions that are open: `on_wait` is called about every second with
     the seconds waited so far, and may use another connection to ask for `blockers`. When anything
     interrupts the wait, the server is told to give up, and no slot is left behind. Publications
-    that the slot's reader asks for must exist before it. Raises SourceError, SourceLost.
+    that the slot's reader asks for must exist before it. With `failover` standbys may keep a copy
+    of it (PostgreSQL 17 and newer). Raises SourceError, SourceLost.
     """
     kind = "TEMPORARY " if temporary else ""
     newer = connection.info.server_version >= 150000
-    export = "(SNAPSHOT 'export')" if newer else "EXPORT_SNAPSHOT"
+    options = "SNAPSHOT 'export'" + (", FAILOVER" if failover else "")
+    export = f"({options})" if newer else "EXPORT_SNAPSHOT"
     command = f'CREATE_REPLICATION_SLOT "{check_name(name)}" {kind}LOGICAL "{plugin}" {export}'
     with source_errors():
         try:
@@ -159,6 +167,7 @@ def info(connection: psycopg.Connection, name: str) -> SlotInfo | None:
         retained_bytes=row[9],
         safe_wal_size=row[10],
         invalidation=row[11],
+        failover=row[12],
     )
 
 
@@ -174,8 +183,8 @@ def blockers(connection: psycopg.Connection) -> list[Blocker]:
         return [Blocker(*row) for row in connection.execute(_BLOCKERS)]
 
 
-# Which columns tell of an invalidation depends on the server's version: 16 has `conflicting`, 17
-# and later name the reason.
+# Which columns there are depends on the server's version: 16 has `conflicting`, 17 and later name
+# the reason, and have `failover`.
 _INFO = """
 SELECT s.slot_name::text, s.plugin::text, s.database::text, s.temporary, s.active, s.active_pid,
        s.wal_status, s.restart_lsn::text, s.confirmed_flush_lsn::text,
@@ -183,7 +192,8 @@ SELECT s.slot_name::text, s.plugin::text, s.database::text, s.temporary, s.activ
                             ELSE pg_current_wal_insert_lsn() END, s.restart_lsn)::bigint,
        s.safe_wal_size,
        coalesce(to_jsonb(s) ->> 'invalidation_reason',
-                CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'conflict' END)
+                CASE WHEN to_jsonb(s) ->> 'conflicting' = 'true' THEN 'conflict' END),
+       coalesce(to_jsonb(s) ->> 'failover', 'false') = 'true'
 FROM pg_replication_slots s WHERE s.slot_name = %s
 """
 

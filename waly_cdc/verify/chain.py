@@ -94,14 +94,32 @@ def _read_entry(store: LocalStore, number: int, contents: Contents) -> list[Find
                 "the entry does not hold the hash of the one before it: one of the two was changed",
             )
         )
-    if contents.beginning is not None and contents.head and entry.start != contents.horizon:
+    begins_era = entry.kind == "era"
+    if begins_era and not contents.head:
+        contents.era = entry.era - 1  # Whether it follows cannot be told: the one before is gone.
+    if begins_era and not _follows_gap(entry, contents):
+        message = f"does not begin era {contents.era + 1} after a gap from {contents.horizon}"
+        contents.entries, contents.head = number + 1, digest(content)
+        return [*faults, Finding("manifest.era", "fail", path, message)]
+    known = contents.beginning is not None and contents.head and not begins_era
+    if known and entry.start != contents.horizon:
         message = f"begins at {entry.start}, and the entry before it ends at {contents.horizon}"
         faults.append(Finding("manifest.range", "fail", path, message))
     faults += _check_sums(entry, path)
-    contents.entries, contents.head, contents.horizon = entry.number, entry.previous, entry.start
+    contents.entries, contents.head = entry.number, entry.previous
+    contents.horizon = entry.gap.start if entry.gap else entry.start
     contents.apply(entry, content)
     contents.entries = number + 1
     return faults
+
+
+def _follows_gap(entry: Entry, contents: Contents) -> bool:
+    gap = entry.gap
+    return (
+        gap is not None
+        and entry.era == contents.era + 1
+        and (gap.start == contents.horizon or not contents.head)
+    )
 
 
 def _check_sums(entry: Entry, path: str) -> list[Finding]:

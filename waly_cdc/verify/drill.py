@@ -35,7 +35,8 @@ and violated integrity constraint."""
 
 
 def drill(store: LocalStore, contents: Contents, moment: Moment, dsn: str | None = None) -> Report:
-    """Restore everything as of `moment` into a new scratch database, and read it back.
+    """Restore everything as of `moment` into a new scratch database, and read it back. `contents`
+    are those of the moment's era.
 
     The database is made on the server that `dsn` names, or on an embedded one, and removed
     afterwards. Raises CouldNotVerify where it cannot be made or a restore is not possible there.
@@ -61,6 +62,7 @@ def drill(store: LocalStore, contents: Contents, moment: Moment, dsn: str | None
         moment.bound,
         moment.time,
         DrillResult(tuple(done.counts.items()), done.seconds, time.monotonic() - began),
+        moment.era,
     )
     for constraint in done.violated:
         message = f"{constraint}: it was dropped since the last schema dump, or rows are wrong"

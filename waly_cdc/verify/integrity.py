@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 
 from waly_cdc.archive import layout
 from waly_cdc.archive.contents import Contents
-from waly_cdc.archive.manifest import File
+from waly_cdc.archive.manifest import File, format_time
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.findings import Finding
 from waly_cdc.lsn import Lsn
@@ -64,44 +64,60 @@ def verify_integrity(
     present = [path for folder in layout.DATA_FOLDERS for path in store.list(folder)]
     contents, findings = read_chain(store)
     findings += _cut_off(contents, notes)
-    total = sum(file.bytes for file in contents.files)
+    files = [file for era in contents.eras for file in era.files]
+    total = sum(file.bytes for file in files)
     done, bad = 0, set()
-    for file in contents.files:
-        faults = check_file(store, file, contents)
-        findings += faults
-        bad.update([file.path] if faults else [])
-        done += file.bytes
-        if progress is not None:
-            progress(done, total)
-    findings += _named_twice(contents.files)
-    findings += _left_over(present, contents.files)
-    good = [file for file in contents.files if file.path not in bad]
-    findings += _check_positions(store, contents, good)
+    for era in contents.eras:
+        for file in era.files:
+            faults = check_file(store, file, era)
+            findings += faults
+            bad.update([file.path] if faults else [])
+            done += file.bytes
+            if progress is not None:
+                progress(done, total)
+    findings += _named_twice(files)
+    findings += _left_over(present, files)
+    good = [file for file in files if file.path not in bad]
+    for era in contents.eras:
+        mine = [file for file in era.files if file.path not in bad]
+        findings += [*_gap_before(era), *_check_positions(store, era, mine)]
     if bad:
         message = "not compared with the transactions, because files are damaged"
         findings.append(Finding("transactions.events", "warn", "events", message))
     else:
         findings += _check_transactions(store, good)
     checked = Checked(
-        files=len(contents.files),
+        files=len(files),
         bytes=total,
-        rows=sum(file.rows for file in contents.files),
+        rows=sum(file.rows for file in files),
         tables=len(contents.relations),
     )
-    return Report.of(findings, checked, contents.horizon, contents.horizon_time)
+    return Report.of(findings, checked, contents.horizon, contents.horizon_time, era=contents.era)
 
 
-def _noted_horizon(store: LocalStore, name: str) -> Lsn | None:
+def _gap_before(era: Contents) -> list[Finding]:
+    """No fault of the archive's, and to be known for ever."""
+    gap = era.gap
+    if gap is None:
+        return []
+    message = (
+        f"nothing is known from {era.era - 1}:{gap.start} ({format_time(gap.start_time)})"
+        f" to {era.era}:{gap.end} ({format_time(gap.end_time)}): {gap.reason}"
+    )
+    return [Finding("era.gap", "warn", f"era {era.era}", message)]
+
+
+def _noted_horizon(store: LocalStore, name: str) -> tuple[int, Lsn] | None:
     try:
         value = json.loads((store.root / name).read_bytes())
-        for key in _NOTES[name]:
+        for key in _NOTES[name][:-1]:
             value = value[key]
-        return Lsn.parse(value)
+        return int(value["era"]), Lsn.parse(value[_NOTES[name][-1]])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _cut_off(contents: Contents, notes: Mapping[str, Lsn | None]) -> list[Finding]:
+def _cut_off(contents: Contents, notes: Mapping[str, tuple[int, Lsn] | None]) -> list[Finding]:
     """Entries that are missing at the manifest's end leave no hole; but the archive has said how
     far it reached."""
     return [
@@ -109,11 +125,11 @@ def _cut_off(contents: Contents, notes: Mapping[str, Lsn | None]) -> list[Findin
             "manifest.end",
             "fail",
             layout.entry_path(contents.entries),
-            f"the manifest ends at {contents.horizon}, and {name} says that it reached {noted}:"
-            " entries are missing at its end",
+            f"the manifest ends at {contents.era}:{contents.horizon}, and {name} says that it"
+            f" reached {noted[0]}:{noted[1]}: entries are missing at its end",
         )
         for name, noted in notes.items()
-        if noted is not None and noted > contents.horizon
+        if noted is not None and noted > (contents.era, contents.horizon)
     ]
 
 

@@ -53,7 +53,8 @@ class DrillResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of a verification as of `lsn`: `passed`, `mismatch` or `could_not_verify`."""
+    """The result of a verification as of `lsn` in `era`: `passed`, `mismatch` or
+    `could_not_verify`."""
 
     result: str
     findings: tuple[Finding, ...]
@@ -61,6 +62,7 @@ class Report:
     lsn: Lsn
     time: datetime | None
     drill: DrillResult | None = None
+    era: int = 1
 
     @classmethod
     def of(
@@ -70,11 +72,12 @@ class Report:
         lsn: Lsn,
         time: datetime | None,
         drill: DrillResult | None = None,
+        era: int = 1,
     ) -> Report:
         """A report whose result follows from its findings."""
         listed = tuple(findings)
         failed = any(finding.severity == "fail" for finding in listed)
-        return cls(MISMATCH if failed else PASSED, listed, checked, lsn, time, drill)
+        return cls(MISMATCH if failed else PASSED, listed, checked, lsn, time, drill, era)
 
     @property
     def exit_code(self) -> int:
@@ -111,7 +114,7 @@ class Report:
                 "rows": self.checked.rows,
                 "tables": self.checked.tables,
             },
-            "at": {"lsn": str(self.lsn), "time": format_time(self.time)},
+            "at": {"era": self.era, "lsn": str(self.lsn), "time": format_time(self.time)},
         }
         if self.drill is not None:
             data["drill"] = self.drill.to_json()

@@ -111,3 +111,15 @@ def test_a_new_column_that_is_dropped_before_anybody_looks_lends_its_name_to_non
     gone = shapes.resolve(stream("id gone"), Lsn(2))
     other = shapes.resolve(stream("id other"), Lsn(3))
     assert stored(other)["other"] not in stored(gone).values()
+
+
+def test_stored_names_keep_their_meaning_in_a_new_era() -> None:
+    catalog = Catalog({1: "id", 2: "a", 3: "c"})
+    first = Shapes({}, catalog.table)
+    old = first.resolve(stream("id a c"), Lsn(900))
+    # Another database has another table under that oid: its second column is called x.
+    catalog.names = {1: "id", 2: "x", 3: "c", 4: "a"}
+    second = Shapes({}, catalog.table, [{1: [old]}])
+    new = second.resolve(stream("id x c a"), Lsn(10))
+    assert new.version == 1
+    assert stored(new) == {"id": "id", "x": "x", "c": "c", "a": "a_2"}

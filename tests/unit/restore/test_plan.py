@@ -219,7 +219,7 @@ def test_a_relation_not_yet_known_is_not_there(contents: Contents) -> None:
 
 def test_json(contents: Contents) -> None:
     data = plan(contents, ITEMS, Lsn(300), None, ["orders"]).to_json()
-    assert data["at"] == {"lsn": "0/12C", "time": None}
+    assert data["at"] == {"era": 1, "lsn": "0/12C", "time": None}
     assert data["tables"] == [
         {
             "table": "public.orders",

@@ -63,7 +63,7 @@ def test_json() -> None:
             }
         ],
         "checked": {"files": 1, "bytes": 2, "rows": 3, "tables": 4},
-        "at": {"lsn": "0/100", "time": "2026-11-23T14:02:11.000000Z"},
+        "at": {"era": 1, "lsn": "0/100", "time": "2026-11-23T14:02:11.000000Z"},
         "drill": {
             "tables": [{"table": "public.t", "rows": 3}],
             "restore_seconds": 1.235,

@@ -43,7 +43,8 @@ def command(
     The row is named by its KEY, the values of the table's key in key order:
     waly log order_items 42 7
     """
-    from waly_cdc.history.log import OPERATIONS, LogFilter, log
+    from waly_cdc.history.eras import whole_log
+    from waly_cdc.history.log import OPERATIONS, LogFilter
     from waly_cdc.history.session import session
 
     opened = open_archive(state)
@@ -60,9 +61,11 @@ def command(
         limit=limit,
     )
     with session() as connection:
-        found = log(connection, opened.contents, opened.store, table, key, wanted)
+        found = whole_log(connection, opened.contents, opened.store, table, key, wanted)
+        eras = bool(opened.contents.earlier)
         shown = state.output.lines(
-            found, lambda console, each: event(console, each, oneline=oneline, patch=patch)
+            found,
+            lambda console, each: event(console, each, oneline=oneline, patch=patch, eras=eras),
         )
     if not shown:
         state.output.note("no events")

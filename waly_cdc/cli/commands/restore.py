@@ -53,7 +53,8 @@ def command(
     opened = open_archive(state)
     moment = opened.resolve(when)
     echo_moment(state, moment)
-    plan = plan_restore(opened.store, opened.contents, moment, tables)
+    contents = opened.at(moment)
+    plan = plan_restore(opened.store, contents, moment, tables)
     if dry_run:
         rows = [(t.name.qualified_name, f"{t.rows:,}", size_text(t.bytes)) for t in plan.tables]
         headings = ("table", "rows, about", "to read")
@@ -75,7 +76,7 @@ def command(
             done += count
             advance(done, expected)
 
-        with Rows(opened.store, opened.contents) as source:
+        with Rows(opened.store, contents) as source:
             if output is not None:
                 result = restore_duckdb(source, plan, output, force=force, on_rows=on_rows)
             else:

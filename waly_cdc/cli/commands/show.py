@@ -12,7 +12,7 @@ from waly_cdc.cli.rendering import event, row
 from waly_cdc.cli.rendering import transaction as render_transaction
 from waly_cdc.errors import UsageError
 
-_XID = re.compile(r"xid:(\d{1,10})")
+_XID = re.compile(r"(?:(\d{1,9}):)?xid:(\d{1,10})")
 
 
 @click.command("show")
@@ -27,7 +27,7 @@ def command(state: State, what: str, key: tuple[str, ...], when: str, limit: int
 
     waly show orders 42 --at '15m ago'    waly show xid:8812
     """
-    if what.startswith("xid:") and what.endswith("^"):
+    if _XID.fullmatch(what.removesuffix("^")) and what.endswith("^"):
         raise UsageError("a transaction is named without ^", hint=f"waly show {what[:-1]}")
     match = _XID.fullmatch(what)
     if match and key:
@@ -36,7 +36,7 @@ def command(state: State, what: str, key: tuple[str, ...], when: str, limit: int
         raise UsageError("a key is missing", hint=f"waly show {what} KEY…, or waly log {what}")
     opened = open_archive(state)
     if match:
-        _transaction(state, opened, int(match[1]), limit)
+        _transaction(state, opened, int(match[2]), int(match[1]) if match[1] else None, limit)
     else:
         _row(state, opened, what, key, when)
 
@@ -47,30 +47,37 @@ def _row(state: State, opened: Opened, table: str, key: tuple[str, ...], when: s
 
     moment = opened.resolve(when)
     echo_moment(state, moment)
-    relation = opened.contents.find_relation(table, moment.bound)
+    contents = opened.at(moment)
+    relation = contents.find_relation(table, moment.bound)
     if not relation.followed:
         state.output.note(
             f"{relation.qualified_name} has no replica identity: its updates and deletes are not"
             " archived, and this is what was inserted"
         )
     with session() as connection:
-        found = show(connection, opened.contents, opened.store, table, key, moment)
-    state.output.result(found, lambda console: row(console, found))
+        found = show(connection, contents, opened.store, table, key, moment)
+    eras = bool(opened.contents.earlier)
+    state.output.result(found, lambda console: row(console, found, eras=eras))
 
 
-def _transaction(state: State, opened: Opened, xid: int, limit: int | None) -> None:
-    from waly_cdc.history.log import transaction_events
+def _transaction(
+    state: State, opened: Opened, xid: int, era: int | None, limit: int | None
+) -> None:
+    from waly_cdc.history.eras import newest_transaction, whole_transaction
     from waly_cdc.history.session import session
-    from waly_cdc.history.transactions import by_xid
 
+    eras = bool(opened.contents.earlier)
     with session() as connection:
-        transaction = by_xid(connection, opened.contents, opened.store, xid)
+        contents, transaction = newest_transaction(
+            connection, opened.contents, opened.store, xid, era
+        )
         if not state.json:
-            render_transaction(state.output.console, transaction.to_json())
-        found = transaction_events(connection, opened.contents, opened.store, transaction)
+            told = {**transaction.to_json(), "era": contents.era}
+            render_transaction(state.output.console, told, eras=eras)
+        found = whole_transaction(connection, contents, opened.store, transaction)
         shown = state.output.lines(
             _first(found, limit),
-            lambda console, each: event(console, each, oneline=False, patch=False),
+            lambda console, each: event(console, each, oneline=False, patch=False, eras=eras),
         )
     if shown < transaction.events:
         state.output.note(f"… and {transaction.events - shown:,} more events: leave out -n")

@@ -41,7 +41,7 @@ def drop(state: State, yes: bool, slot: str | None) -> None:
     """Drop the slot and its publications: everything waly made on the server.
 
     Publications of another owner are left, with the statement that drops them. The archive stays.
-    What the database does from then on is not in it, and it cannot go on.
+    What the database does from then on is not in it, until `waly init --new-era` begins again.
     """
     from waly_cdc.capture import teardown
 
@@ -49,7 +49,9 @@ def drop(state: State, yes: bool, slot: str | None) -> None:
     config = state.config
     name = _slot_name(state)
     horizon = _horizon(state)
-    gap = f"the archive ends at {horizon} for good" if horizon else "no archive goes on from it"
+    gap = "no archive goes on from it"
+    if horizon:
+        gap = f"after {horizon} the archive goes on only with a new era, after a gap"
     if not yes:
         raise UsageError(
             f"dropping slot {name} leaves a gap: {gap}", hint="to do it: waly slot drop --yes"
