@@ -78,7 +78,8 @@ class Finished:
 class _HashingFile:
     """A file to write that knows its size and SHA-256 when it is closed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lasting: bool) -> None:
+        self._lasting = lasting
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, durable.FILE_MODE)
         self._path = path
         self._hash = hashlib.sha256()
@@ -116,7 +117,8 @@ class _HashingFile:
         self.closed = True
         try:
             with durable.storage_errors(self._path):
-                durable.sync_file(self._descriptor)
+                if self._lasting:
+                    durable.sync_file(self._descriptor)
         finally:
             os.close(self._descriptor)
 
@@ -133,7 +135,10 @@ class _HashingFile:
 class SegmentWriter:
     """One event file on its way: one relation version, one UTC day."""
 
-    def __init__(self, temporary: Path, relation: RelationVersion, day: date, kind: str) -> None:
+    def __init__(
+        self, temporary: Path, relation: RelationVersion, day: date, kind: str, *, lasting: bool
+    ) -> None:
+        self._lasting = lasting
         self._temporary = temporary
         self._relation = relation
         self._day = day
@@ -179,7 +184,7 @@ class SegmentWriter:
             return
         table = pa.Table.from_batches(self._pending)
         if self._parquet is None:
-            self._file = _HashingFile(self._temporary)
+            self._file = _HashingFile(self._temporary, lasting=self._lasting)
             self._parquet = parquet_writer(self._file, table.schema)
         self._parquet.write_table(table, row_group_size=len(table))
         self._pending, self._pending_rows, self.pending_bytes = [], 0, 0
@@ -219,18 +224,22 @@ class SegmentWriter:
 
 
 class SegmentSet:
-    """The segments of one seal or baseline, one writer per relation version and day."""
+    """The segments of one seal or baseline, one writer per relation version and day. Files that are
+    not `lasting` are not synced."""
 
-    def __init__(self, incoming: Path, kind: str = "events") -> None:
+    def __init__(self, incoming: Path, kind: str = "events", *, lasting: bool = True) -> None:
         self._incoming = incoming
         self._kind = kind
+        self._lasting = lasting
         self._writers: dict[tuple[int, int, date], SegmentWriter] = {}
 
     def add(self, batch: EventBatch) -> None:
         key = (batch.relation.oid, batch.relation.version, batch.day)
         writer = self._writers.get(key)
         if writer is None:
-            writer = SegmentWriter(self._next_path(), batch.relation, batch.day, self._kind)
+            writer = SegmentWriter(
+                self._next_path(), batch.relation, batch.day, self._kind, lasting=self._lasting
+            )
             self._writers[key] = writer
         writer.add(batch.events)
         while sum(w.pending_bytes for w in self._writers.values()) > BUFFER_BYTES:
@@ -251,13 +260,15 @@ class SegmentSet:
         return self._incoming / f"{self._kind}-{next(_NUMBERS)}.parquet"
 
 
-def write_transactions(incoming: Path, transactions: pa.Table) -> list[Finished]:
+def write_transactions(
+    incoming: Path, transactions: pa.Table, *, lasting: bool = True
+) -> list[Finished]:
     """Write transactions (schema `TRANSACTIONS`, in commit order), a file per UTC day."""
     finished = []
     for number, day in enumerate(sorted(set(transactions.column("day").to_pylist()))):
         mine = transactions.filter(pc.equal(transactions.column("day"), pa.scalar(day)))
         temporary = incoming / f"transactions-{number}.parquet"
-        file = _HashingFile(temporary)
+        file = _HashingFile(temporary, lasting=lasting)
         writer = parquet_writer(file, mine.schema)
         writer.write_table(mine)
         writer.close()
@@ -284,7 +295,7 @@ def write_schema(incoming: Path, dump: bytes, era: int, at: Lsn, dumped_by: Lsn)
     """Write a schema dump (pg_dump's custom format) that was taken at `at` or later, and by
     `dumped_by`."""
     temporary = incoming / "schema.dump"
-    file = _HashingFile(temporary)
+    file = _HashingFile(temporary, lasting=True)
     file.write(dump)
     file.close()
     path = layout.schema_path(era, at)

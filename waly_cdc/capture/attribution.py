@@ -9,16 +9,13 @@ Without either the actor is `unknown`, which is recorded as such and never guess
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import psycopg
-import pyarrow as pa
 
-from waly_cdc.archive.segments import ACTOR_FIELDS
+from waly_cdc.archive.transactions import UNKNOWN, Actor, told
 from waly_cdc.errors import SourceError
 from waly_cdc.source.connect import connect
 
@@ -26,31 +23,12 @@ SAMPLE_EVERY = 0.05
 REMEMBERED = 100_000
 """Sampled transactions kept until they commit; the oldest go first."""
 
-TEXT_LIMIT = 16_384
-"""Bytes kept of a message or a query: both are the client's, of any size."""
-
 _SAMPLE = """
 select backend_xid::text::bigint, usename, application_name, host(client_addr), pid,
        left(query, 4096)
 from pg_catalog.pg_stat_activity
 where backend_xid is not null and datname = current_database() and backend_type = 'client backend'
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who made a transaction, and how that is known."""
-
-    source: str = "unknown"
-    user: str | None = None
-    application_name: str | None = None
-    client_addr: str | None = None
-    pid: int | None = None
-    query: str | None = None
-    context: str | None = None
-
-
-UNKNOWN = Actor()
 
 
 class Attribution:
@@ -66,41 +44,14 @@ class Attribution:
             while len(self._sampled) > REMEMBERED:
                 self._sampled.popitem(last=False)
 
-    def actors(self, xids: Sequence[int], messages: Mapping[int, Sequence[bytes]]) -> pa.Table:
-        """The actors of transactions that are being sealed: a row per xid, columns ACTOR_FIELDS."""
+    def actors(self, xids: Sequence[int], messages: Mapping[int, Sequence[bytes]]) -> list[Actor]:
+        """The actors of transactions that are being sealed, one for each xid."""
         with self._lock:
             sampled = [self._sampled.pop(xid, UNKNOWN) for xid in xids]
-        actors = [
-            _told(messages[xid], seen) if xid in messages else seen
+        return [
+            told(messages[xid], seen) if xid in messages else seen
             for xid, seen in zip(xids, sampled, strict=True)
         ]
-        columns = [
-            pa.array(
-                [getattr(actor, name.removeprefix("actor_")) for actor in actors],
-                pa.int32() if name == "actor_pid" else pa.string(),
-            )
-            for name in ACTOR_FIELDS
-        ]
-        return pa.table(columns, names=list(ACTOR_FIELDS))
-
-
-def _told(contents: Sequence[bytes], seen: Actor) -> Actor:
-    """The actor that a transaction's own messages name; the last one counts.
-
-    The content is the application's, so anything may be in it: what is no JSON object is kept as
-    text and names nobody.
-    """
-    text = contents[-1][:TEXT_LIMIT].decode("utf-8", errors="replace").replace("\0", "\ufffd")
-    user = None
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError):
-        told = None
-    if isinstance(told, dict):
-        name = told.get("actor", told.get("user"))
-        # JSON can name half a surrogate pair, which no UTF-8 text can hold.
-        user = name.encode("utf-8", "replace").decode() if isinstance(name, str) else None
-    return replace(seen, source="message", user=user or seen.user, context=text)
 
 
 class Sampler(threading.Thread):

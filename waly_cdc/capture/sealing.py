@@ -11,18 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from waly_cdc.archive.manifest import Entry, SequenceValue
-from waly_cdc.archive.segments import (
-    TRANSACTIONS,
-    Finished,
-    SegmentSet,
-    write_schema,
-    write_transactions,
-)
+from waly_cdc.archive.segments import Finished, SegmentSet, write_schema, write_transactions
+from waly_cdc.archive.transactions import transactions_table
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.attribution import Attribution
 from waly_cdc.capture.shapes import Shapes
@@ -30,7 +24,7 @@ from waly_cdc.capture.table_watch import Ready, TableWatch
 from waly_cdc.decode.chunk import Chunk
 from waly_cdc.decode.pgoutput import ColumnarDecoder
 from waly_cdc.lsn import ZERO, Lsn
-from waly_cdc.tables import TableChanges
+from waly_cdc.tables import Gap, TableChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +76,11 @@ class Sealer:
     def transactions(self) -> int:
         """Transactions with events that wait for the next entry."""
         return sum(batch.num_rows for batch in self._transactions)
+
+    @property
+    def unsealed_gaps(self) -> tuple[Gap, ...]:
+        """Gaps that wait for the next entry."""
+        return self._watch.unsealed_gaps
 
     def has_something(self, end: Lsn) -> bool:
         """Whether an entry that covers up to `end` would hold anything."""
@@ -174,12 +173,6 @@ class Sealer:
         )
 
     def _transactions_table(self) -> pa.Table:
-        committed = pa.Table.from_batches(self._transactions).combine_chunks()
-        xids = committed.column("xid").to_pylist()
+        xids = [xid for batch in self._transactions for xid in batch.column("xid").to_pylist()]
         actors = self._attribution.actors(xids, self._messages)
-        era = np.full(len(committed), self._archive.contents.era, np.int32)
-        columns = {name: committed.column(name) for name in committed.column_names}
-        columns |= {name: actors.column(name) for name in actors.column_names}
-        columns["_era"] = pa.array(era)
-        columns["day"] = committed.column("committed_at").cast(pa.date32())
-        return pa.table([columns[field.name] for field in TRANSACTIONS], schema=TRANSACTIONS)
+        return transactions_table(self._transactions, actors, self._archive.contents.era)

@@ -58,10 +58,11 @@ class Chunk:
             Chunk(self.data[size:], self.lengths[count:]),
         )
 
-    def committed(self) -> tuple[int, int]:
+    def committed(self, before: int | None = None) -> tuple[int, int]:
         """How many frames there are up to the last Commit, and that transaction's end LSN.
 
-        `(0, 0)` where there is none. Raises DecodeError for frames too short to tell.
+        `before`: up to the last one whose commit record begins before that LSN. `(0, 0)` where
+        there is none. Raises DecodeError for frames too short to tell.
         """
         if (self.lengths <= MESSAGE_AT).any():
             raise DecodeError("a frame is too short")
@@ -70,9 +71,11 @@ class Chunk:
         commits = np.flatnonzero(kinds == COMMIT)
         if not len(commits):
             return 0, 0
-        last = int(commits[-1])
-        if self.lengths[last] != MESSAGE_AT + _COMMIT_SIZE:
-            raise DecodeError("a Commit message has a wrong length")
         # Commit: kind, flags (1 byte each), commit LSN, end LSN (8 each), commit time.
-        position = int(starts[last]) + MESSAGE_AT + 10
-        return last + 1, int.from_bytes(self.data[position : position + 8], "big")
+        for last in commits[::-1].tolist():
+            if self.lengths[last] != MESSAGE_AT + _COMMIT_SIZE:
+                raise DecodeError("a Commit message has a wrong length")
+            at = int(starts[last]) + MESSAGE_AT + 2
+            if before is None or int.from_bytes(self.data[at : at + 8], "big") < before:
+                return last + 1, int.from_bytes(self.data[at + 8 : at + 16], "big")
+        return 0, 0

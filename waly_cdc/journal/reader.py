@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,13 @@ def _read_file(path: Path, *, newest: bool) -> Iterator[JournalChunk]:
             if chunk is not None:
                 yield chunk
                 continue
-            if newest and not _magic_follows(file, at + 1):
+            grown = os.fstat(file.fileno()).st_size
+            if grown > size:
+                # A sidecar is writing: what was torn may be whole by now.
+                size = grown
+                file.seek(at)
+                continue
+            if newest and not _magic_follows(file, at + 1, size):
                 return
             raise ArchiveCorrupt(
                 f"{path} is damaged at byte {at} of {size}"
@@ -57,12 +64,10 @@ def _read_chunk(file: BinaryIO, size: int) -> tuple[JournalChunk | None, int | N
     return JournalChunk(data, lengths, Lsn(committed)), end
 
 
-def _magic_follows(file: BinaryIO, start: int) -> bool:
-    """Whether a whole chunk begins anywhere after `start`: then the damage is not a torn tail."""
-    file.seek(0, 2)
-    size = file.tell()
+def _magic_follows(file: BinaryIO, start: int, size: int) -> bool:
+    """Whether a whole chunk begins anywhere from `start` on: then the damage is not a torn tail."""
     file.seek(start)
-    rest = file.read()
+    rest = file.read(size - start)
     at = -1
     while (at := rest.find(MAGIC, at + 1)) >= 0:
         file.seek(start + at)
