@@ -76,6 +76,38 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Partition:
+    """Which partitioned tables a table is a partition of, the nearest first, each as schema and
+    name; none: it is one no longer. It became so between two looks at the catalog, `after` and
+    `by`. `columns` names those that rows are told apart by into partitions."""
+
+    oid: int
+    parents: tuple[tuple[str, str], ...]
+    columns: tuple[str, ...]
+    after: Lsn
+    by: Lsn
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "oid": self.oid,
+            "parents": [list(parent) for parent in self.parents],
+            "columns": list(self.columns),
+            "after": str(self.after),
+            "by": str(self.by),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Partition:
+        return cls(
+            data["oid"],
+            tuple((schema, name) for schema, name in data["parents"]),
+            tuple(data["columns"]),
+            Lsn.parse(data["after"]),
+            Lsn.parse(data["by"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TableChanges:
     """What a look at the catalog found that readers must know; an entry of the manifest holds it.
 
@@ -85,6 +117,7 @@ class TableChanges:
     heaps: tuple[Heap, ...] = ()
     gaps: tuple[Gap, ...] = ()
     drops: tuple[Drop, ...] = ()
+    partitions: tuple[Partition, ...] = ()
     looked_at: Lsn | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +125,7 @@ class TableChanges:
             "heaps": [heap.to_json() for heap in self.heaps],
             "gaps": [gap.to_json() for gap in self.gaps],
             "drops": [drop.to_json() for drop in self.drops],
+            "partitions": [partition.to_json() for partition in self.partitions],
             "looked_at": str(self.looked_at) if self.looked_at else None,
         }
 
@@ -101,6 +135,7 @@ class TableChanges:
             tuple(map(Heap.from_json, data["heaps"])),
             tuple(map(Gap.from_json, data["gaps"])),
             tuple(map(Drop.from_json, data["drops"])),
+            tuple(map(Partition.from_json, data["partitions"])),
             Lsn.parse(data["looked_at"]) if data["looked_at"] else None,
         )
 

@@ -33,7 +33,7 @@ from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import ArchiveCorrupt, NoArchive, UsageError
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import RelationVersion
-from waly_cdc.tables import Drop, Gap, Heap, TableChanges
+from waly_cdc.tables import Drop, Gap, Heap, Partition, TableChanges
 
 
 @dataclass(slots=True)
@@ -63,6 +63,7 @@ class Contents:
     heaps: dict[int, Heap] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     drops: dict[int, Drop] = field(default_factory=dict)
+    partitions: list[Partition] = field(default_factory=list)
     looked_at: Lsn = ZERO
     gap: EraGap | None = None
     earlier: list[Contents] = field(default_factory=list)
@@ -139,6 +140,7 @@ class Contents:
         for drop in tables.drops:
             self.drops[drop.oid] = drop
             self.heaps.pop(drop.oid, None)
+        self.partitions.extend(tables.partitions)
         self.looked_at = tables.looked_at or self.looked_at
 
     def gap_at(self, oid: int, bound: Lsn) -> Gap | None:
@@ -205,6 +207,24 @@ class Contents:
         same = [v for v in had if (v.schema, v.name) == (now.schema, now.name)]
         return sorted(same, key=lambda version: (version.oid != now.oid, -version.since.value))
 
+    def has_relation(self, name: str) -> bool:
+        """Whether any relation has or had that name."""
+        try:
+            return bool(self.find_relations(name))
+        except UsageError:
+            return False
+
+    def partitions_of(self, name: str) -> list[RelationVersion]:
+        """The newest version of every relation that is or was a partition of the partitioned table
+        of that name, at any depth, in the order in which they became so."""
+        wanted = parse_qualified_name(name)
+        oids = [
+            partition.oid
+            for partition in self.partitions
+            if any(parent[-len(wanted) :] == wanted for parent in partition.parents)
+        ]
+        return [self.relations[oid][-1] for oid in dict.fromkeys(oids) if oid in self.relations]
+
     def baseline_for(self, oid: int, bound: Lsn) -> Baseline | None:
         """The newest baseline of a relation from which its state at `bound` can be replayed."""
         usable = [b for b in self.baselines if b.oid == oid and b.lsn <= bound]
@@ -258,6 +278,7 @@ class Contents:
             tuple(self.heaps.values()),
             tuple(self.gaps),
             tuple(self.drops.values()),
+            tuple(self.partitions),
             self.looked_at,
         ).to_json()
 
@@ -300,6 +321,7 @@ class Contents:
             heaps={heap.oid: heap for heap in tables.heaps},
             gaps=list(tables.gaps),
             drops={drop.oid: drop for drop in tables.drops},
+            partitions=list(tables.partitions),
             looked_at=tables.looked_at or ZERO,
             gap=EraGap.from_json(data["gap"]) if data["gap"] else None,
         )

@@ -28,7 +28,7 @@ from waly_cdc.capture.catalog_watch import CatalogWatch
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.errors import SourceError, UsageError
-from waly_cdc.lsn import Lsn
+from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import quote_identifier
 from waly_cdc.source import catalog as source_catalog
 from waly_cdc.source import preflight_role, publication
@@ -36,7 +36,7 @@ from waly_cdc.source import slot as source_slot
 from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import connect
 from waly_cdc.source.copy import snapshot_transaction
-from waly_cdc.source.heaps import heaps
+from waly_cdc.source.heaps import heaps, partitions
 from waly_cdc.source.slot import FAILOVER_SINCE, STANDBY_SINCE
 from waly_cdc.source.timeline import timelines
 from waly_cdc.tables import TableChanges
@@ -277,6 +277,7 @@ def _copy_and_commit(
     registered = [(table, shapes.register(table, since)) for table in tables]
     with snapshot_transaction(settings.dsn, snapshot.name) as inside:
         known = heaps(inside)
+        linked = partitions(inside, ZERO, snapshot.lsn)
     fingerprint = catalog.fingerprint()
     dump = catalog.dump_schema(snapshot.name)
     copied = copy_tables(
@@ -307,6 +308,7 @@ def _copy_and_commit(
         schema_fingerprint=None if dump is None else fingerprint,
         tables=TableChanges(
             tuple(known[table.oid] for table in tables if table.oid in known),
+            partitions=tuple(linked[table.oid] for table in tables if table.oid in linked),
             looked_at=snapshot.lsn,
         ),
     )

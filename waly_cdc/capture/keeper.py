@@ -279,6 +279,7 @@ class Keeper:
                 horizon_time=self._archive.contents.horizon_time,
                 quiet_until=self._quiet_until(),
                 unsealed_bytes=self._sealer.bytes,
+                unsealed_gaps=self._sealer.unsealed_gaps,
                 error=str(self._error) if self._error else None,
             ),
         )

@@ -17,6 +17,7 @@ from waly_cdc import durable
 from waly_cdc.archive.manifest import format_time, parse_time
 from waly_cdc.errors import StorageError
 from waly_cdc.lsn import Lsn
+from waly_cdc.tables import Gap
 
 FILE = "sidecar.json"
 
@@ -35,6 +36,7 @@ class SidecarState:
     horizon_time: datetime | None
     quiet_until: datetime | None
     unsealed_bytes: int
+    unsealed_gaps: tuple[Gap, ...] = ()
     error: str | None = None
 
 
@@ -52,6 +54,7 @@ def write_state(root: Path, state: SidecarState) -> None:
         "horizon_time": format_time(state.horizon_time),
         "quiet_until": format_time(state.quiet_until),
         "unsealed_bytes": state.unsealed_bytes,
+        "unsealed_gaps": [gap.to_json() for gap in state.unsealed_gaps],
         "error": state.error,
     }
     with suppress(StorageError):
@@ -77,6 +80,12 @@ def quiet_until(root: Path, era: int, horizon: Lsn) -> datetime | None:
     if (data.get("era"), data.get("horizon")) != (era, str(horizon)):
         return None
     return parse_time(data.get("quiet_until"))
+
+
+def unsealed_gaps(root: Path) -> list[Gap]:
+    """The gaps that a sidecar had found and not sealed yet."""
+    data = read_state(root) or {}
+    return [Gap.from_json(gap) for gap in data.get("unsealed_gaps", ())]
 
 
 def read_state(root: Path) -> dict[str, Any] | None:

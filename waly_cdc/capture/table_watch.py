@@ -5,7 +5,8 @@ It looks at the catalog about every second, beside the stream. What it finds:
 * a new table: it joins the publications, and its rows from before that are not known;
 * a table whose rows were rewritten, or that gained a column with a default: rows changed without
   events;
-* a table that was dropped.
+* a table that was dropped;
+* which tables are partitions of which.
 
 Where rows changed without events there is a *gap*: states of that table are refused from the look
 before on, until a new baseline is there, copied at the exact LSN of a temporary slot's snapshot.
@@ -37,9 +38,9 @@ from waly_cdc.source import slot as source_slot
 from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import connect
 from waly_cdc.source.copy import snapshot_transaction
-from waly_cdc.source.heaps import heaps
+from waly_cdc.source.heaps import heaps, partitions
 from waly_cdc.source.position import insert_position
-from waly_cdc.tables import Drop, Gap, Heap, TableChanges
+from waly_cdc.tables import Drop, Gap, Heap, Partition, TableChanges
 
 LOOK_EVERY = 1.0
 SHARE = 20
@@ -111,6 +112,8 @@ class TableWatch(threading.Thread):
         self._heaps: dict[int, Heap] = {}
         self._gaps: list[Gap] = []
         self._drops: list[Drop] = []
+        self._partitions = {each.oid: each for each in contents.partitions}
+        self._new_partitions: list[Partition] = []
         self._ready: list[Ready] = []
         self._fingerprint: str | None = None
         self._published_at = 0.0
@@ -153,11 +156,18 @@ class TableWatch(threading.Thread):
         with self._lock:
             return bool(self._open.keys() - self._unpublished)
 
+    @property
+    def unsealed_gaps(self) -> tuple[Gap, ...]:
+        """The gaps that no entry holds yet."""
+        with self._lock:
+            return tuple(self._gaps)
+
     def look(self, connection: psycopg.Connection) -> None:
         """Compare the catalog with what is known. Raises SourceError."""
         self._publish(connection)
         position = insert_position(connection)
         now = {oid: heap for oid, heap in heaps(connection).items() if oid in self._captured}
+        linked = partitions(connection, self._previous, position)
         with self._lock:
             # What the look before did not see can have been committed a little before it.
             after = self._previous
@@ -171,6 +181,8 @@ class TableWatch(threading.Thread):
                 del self._known[oid]
                 self._open.pop(oid, None)
                 self._suspects.pop(oid, None)
+            for oid in now.keys() & (linked.keys() | self._partitions.keys()):
+                self._link(oid, linked.get(oid, Partition(oid, (), (), after, position)))
             self._previous, self._looked_at = self._looked_at, position
 
     def take_baselines(self, connection: psycopg.Connection) -> None:
@@ -198,7 +210,8 @@ class TableWatch(threading.Thread):
         """Whether `take` has more to give than where somebody has looked."""
         with self._lock:
             ready = any(item.lsn <= end for item in self._ready)
-            return ready or bool(self._heaps or self._gaps or self._drops)
+            found = self._heaps or self._gaps or self._drops or self._new_partitions
+            return ready or bool(found)
 
     def take(self, end: Lsn) -> tuple[TableChanges, list[Ready]]:
         """What an entry that covers up to `end` should hold."""
@@ -207,9 +220,13 @@ class TableWatch(threading.Thread):
             self._ready = [item for item in self._ready if item.lsn > end]
             looked_at = min([self._previous, *(s.after for s in self._suspects.values())])
             changes = TableChanges(
-                tuple(self._heaps.values()), tuple(self._gaps), tuple(self._drops), looked_at
+                tuple(self._heaps.values()),
+                tuple(self._gaps),
+                tuple(self._drops),
+                tuple(self._new_partitions),
+                looked_at,
             )
-            self._heaps, self._gaps, self._drops = {}, [], []
+            self._heaps, self._gaps, self._drops, self._new_partitions = {}, [], [], []
             for item in ready:
                 self._open.pop(item.gap.oid, None)
             return changes, ready
@@ -244,6 +261,13 @@ class TableWatch(threading.Thread):
 
     def _know(self, heap: Heap) -> None:
         self._known[heap.oid] = self._heaps[heap.oid] = heap
+
+    def _link(self, oid: int, now: Partition) -> None:
+        """Remember which tables a table is a partition of, if that has changed."""
+        was = self._partitions.get(oid)
+        if was is None or (was.parents, was.columns) != (now.parents, now.columns):
+            self._partitions[oid] = now
+            self._new_partitions.append(now)
 
     def _begin_gap(self, oid: int, after: Lsn, reason: str) -> None:
         """Rows changed: what was copied before is not enough, and an open gap stays open."""
