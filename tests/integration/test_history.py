@@ -99,25 +99,27 @@ def test_the_log_of_every_row_is_unbroken_and_ends_in_the_live_row(
 ) -> None:
     events = list(log(connection, contents, store, table, (), LogFilter()))[::-1]
     living: dict[str, dict[str, Any]] = {}
-    versions: dict[str, int] = {}
     seen = set()
     for event in events:
         key = dumps(event["key"])
         if event["op"] == "T":
             living.clear()
             continue
+        assert event["unknown"] == []
         old_key = key
-        if event["op"] == "U" and event["before"] is not None:
+        if event["op"] == "U":
             old_key = dumps({name: event["before"][name] for name in event["key"]})
-        if old_key in seen:
-            was = living.pop(old_key, None)
-            assert event["before"] == was
-        if {key, old_key} & versions.keys():
-            assert event["version"] == max(versions.get(key, 0), versions.get(old_key, 0)) + 1
+        if event["op"] == "I":
+            assert (event["version"], event["before"]) == (1, None)
+        elif old_key in seen:
+            was = living.pop(old_key)
+            assert event["before"] == was["after"]
+            assert event["version"] == was["version"] + 1
+        else:
+            assert event["version"] == 2
         seen |= {old_key, key}
-        versions[key] = event["version"]
         if event["after"] is not None:
-            living[key] = event["after"]
+            living[key] = event
             assert event["changed"] == (
                 {
                     name: [event["before"][name], value]
@@ -135,7 +137,8 @@ def test_the_log_of_every_row_is_unbroken_and_ends_in_the_live_row(
     for (text,) in rows:
         row = json.loads(text, parse_float=Decimal, parse_int=Decimal)
         live_rows[tuple(row[column.name] for column in columns)] = row
-    for image in map(_same, living.values()):
+    for event in living.values():
+        image = _same(event["after"])
         assert live_rows[tuple(image[column.name] for column in columns)] == image
     assert seen or table == "types"
 

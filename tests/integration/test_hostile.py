@@ -144,7 +144,7 @@ def test_text_for_people_holds_nothing_that_steers_a_terminal(waly: Waly) -> Non
         shown = waly.text(*arguments)
         assert "\x1b[2J" not in shown
         assert "\x1b[31m" not in shown
-    assert len(waly.text("log", "--oneline").splitlines()) == 1
+    assert len(waly.text("log", "--oneline", "--quiet").splitlines()) == 1
     assert waly("show", "t", "1")[0]["row"]["v"] == "\x1b[2Jx"
 
 

@@ -7,20 +7,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import click
+
 from waly_cdc.cli.options import State
 
 if TYPE_CHECKING:
     from waly_cdc.archive.contents import Contents
     from waly_cdc.archive.store import LocalStore
     from waly_cdc.history.moment import Moment
+    from waly_cdc.lsn import Lsn
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An archive opened for reading, as it was at that moment."""
+    """An archive opened for reading, as it was at that moment. `quiet` is the sealed horizon if
+    nothing is known to have been committed since; a sidecar may tell for how long."""
 
     contents: Contents
     store: LocalStore
+    quiet: Lsn | None
 
     def resolve(self, when: str) -> Moment:
         """Raises UsageError, PointNotInArchive."""
@@ -28,7 +33,9 @@ class Opened:
         from waly_cdc.history.moment import resolve
         from waly_cdc.points import parse_when
 
-        quiet = quiet_until(self.store.root, self.contents.era, self.contents.horizon)
+        quiet = None
+        if self.quiet is not None:
+            quiet = quiet_until(self.store.root, self.contents.era, self.quiet)
         return resolve(self.contents, self.store, parse_when(when), quiet)
 
     def at(self, moment: Moment) -> Contents:
@@ -37,12 +44,33 @@ class Opened:
 
 
 def open_archive(state: State) -> Opened:
-    """Raises NoArchive, ArchiveCorrupt."""
+    """The archive as it is sealed. Raises NoArchive, ArchiveCorrupt."""
     from waly_cdc.archive.contents import load
     from waly_cdc.archive.store import LocalStore
 
     store = LocalStore(state.config["archive"])
-    return Opened(load(store), store)
+    contents = load(store)
+    return Opened(contents, store, contents.horizon)
+
+
+def open_with_pending(state: State) -> Opened:
+    """The archive with what was received and is not sealed yet, until the command ends; says up to
+    where that is known. Raises NoArchive, ArchiveCorrupt."""
+    from waly_cdc.archive.manifest import format_time
+    from waly_cdc.archive.store import LocalStore
+    from waly_cdc.capture.state import unsealed_gaps
+    from waly_cdc.history.pending import with_pending
+
+    store = LocalStore(state.config["archive"])
+    pending = with_pending(store, unsealed_gaps(store.root))
+    known = click.get_current_context().with_resource(pending)
+    horizon, waiting = known.contents.horizon, known.transactions
+    state.output.note(
+        f"known up to {horizon} ({format_time(known.contents.horizon_time)})"
+        + (f", with {waiting:,} transactions that are not sealed yet" if waiting else "")
+        + (f"; not all that was received: {known.cut}" if known.cut else "")
+    )
+    return Opened(known.contents, known.store, None if waiting else known.sealed)
 
 
 def echo_moment(state: State, moment: Moment) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "status": "Show state, lag, slot and contents.",
     "log": "Show the history of the database, a TABLE or a row, newest first.",
     "show": "Show a row as it was, or all that a transaction did.",
+    "blame": "Show for each column of a row its value, and who last changed it and when.",
     "diff": "Show the net difference of the database, a table or a row.",
     "query": "Run SQL over the archive.",
     "restore": "Rebuild the database or some tables as of a point.",

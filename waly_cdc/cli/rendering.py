@@ -88,6 +88,8 @@ def event(
             console.print(_change(name, old, new))
     else:
         _values(console, found["after"] or found["before"], style)
+    if found["unknown"]:
+        console.print(Text(f"    not known: {', '.join(found['unknown'])}", style="dim"))
 
 
 def transaction(console: Console, found: Mapping[str, Any], *, eras: bool) -> None:
@@ -124,6 +126,37 @@ def row(console: Console, found: Mapping[str, Any], *, eras: bool) -> None:
     by = f"{actor_text(found['actor'])}, xid {found['xid']}"
     before = "unknown: it was there when the archive began"
     console.print(_label("by", by if found["xid"] else before, width))
+
+
+def blame(console: Console, found: Mapping[str, Any]) -> None:
+    """Each column of a row, and the change that it got its value by."""
+    from rich.text import Text
+
+    line = Text(f"{found['table']} ", style="bold")
+    line.append(key_text(found["key"]))
+    line.append(f"  v{found['version']}", style="dim")
+    console.print(line)
+    columns = found["columns"]
+    origins = {name: _origin(column) for name, column in columns.items()}
+    width = max(map(len, columns), default=0)
+    wide = max((len(origin.plain) for origin in origins.values()), default=0)
+    for name, column in columns.items():
+        origins[name].align("left", wide)
+        value = value_text(column["value"], SHORT)
+        console.print(Text.assemble(origins[name], "  ", (f"{name:{width}}", "bold"), f"  {value}"))
+
+
+def _origin(column: Mapping[str, Any]) -> Text:
+    """When a value was set, by whom and in which transaction."""
+    from rich.text import Text
+
+    if column["xid"] is None:
+        return Text(f"{clock(column['committed_at'])}  there when the archive began", style="dim")
+    return Text.assemble(
+        (f"{clock(column['committed_at'])}  ", "dim"),
+        (actor_text(column["actor"]), "cyan"),
+        (f"  xid {column['xid']}", "dim"),
+    )
 
 
 def difference(console: Console, found: Mapping[str, Any]) -> None:

@@ -14,9 +14,10 @@ from waly_cdc.errors import PointNotInArchive, UsageError
 from waly_cdc.history.eras import in_other_era
 from waly_cdc.history.events import sql_type
 from waly_cdc.history.jsonb import pg_text, to_json
-from waly_cdc.history.log import key_json, parse_key, row_json
+from waly_cdc.history.keys import key_json, parse_key, row_json
 from waly_cdc.history.moment import Moment
-from waly_cdc.history.rows import Key, Texts
+from waly_cdc.history.narrow import Key
+from waly_cdc.history.rows import Texts
 from waly_cdc.history.session import identifier, rows
 from waly_cdc.history.state import state_files, state_query
 from waly_cdc.history.texts import column_text

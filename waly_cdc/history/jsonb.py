@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
-import numpy as np
-
+from waly_cdc.history.floats import float_text
 from waly_cdc.relations import Column
 
 
@@ -46,43 +44,7 @@ def pg_text(column: Column, text: str | None) -> str | None:
     """
     if text is None or column.storage not in ("float32", "float64"):
         return text
-    special = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-    if text.lower() in special:
-        return special[text.lower()]
-    number = np.float32(text) if column.storage == "float32" else np.float64(text)
-    # PostgreSQL prints the shortest digits that read back the same (src/common/f2s.c, d2s.c), with
-    # an exponent below 1e-4 and from 1e6 (real) or 1e15 (double precision) on.
-    mantissa, exponent = _shortest(number).split("e")
-    limit = 6 if column.storage == "float32" else 15
-    if -4 <= int(exponent) < limit:
-        return f"{Decimal(mantissa).scaleb(int(exponent)):f}"
-    return f"{mantissa}e{exponent}"
-
-
-def _shortest(number: np.floating[Any]) -> str:
-    """The shortest digits that lie nearer to the number than to any other.
-
-    numpy also takes digits that lie halfway between two numbers and are rounded to the right one;
-    the algorithm of PostgreSQL does not (Ulf Adams, "Ryū: fast float-to-string conversion", 2018).
-    """
-    digits = np.format_float_scientific(number, unique=True, trim="-", exp_digits=2)
-    precision = len(Decimal(digits).as_tuple().digits)
-    while _halfway(number, Decimal(digits)):
-        digits = np.format_float_scientific(
-            number, precision=precision, unique=False, trim="-", exp_digits=2
-        )
-        precision += 1
-    return digits
-
-
-def _halfway(number: np.floating[Any], shown: Decimal) -> bool:
-    """Whether digits lie exactly between the number and the next one."""
-    exact = Decimal(float(number))
-    if shown == exact:
-        return False
-    with np.errstate(over="ignore"):
-        following = np.nextafter(number, number.dtype.type("inf" if shown > exact else "-inf"))
-    return bool(np.isfinite(following)) and shown - exact == Decimal(float(following)) - shown
+    return float_text(column.storage, text)
 
 
 def to_json(column: Column, text: str | None) -> Any:

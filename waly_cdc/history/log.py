@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import duckdb
@@ -13,18 +14,22 @@ from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import UsageError
-from waly_cdc.history.events import events
-from waly_cdc.history.jsonb import pg_text, to_json
+from waly_cdc.history.images import after_name, before_name
+from waly_cdc.history.jsonb import to_json
+from waly_cdc.history.keys import key_json, parse_key, row_json
 from waly_cdc.history.moment import Moment
-from waly_cdc.history.rows import Key, RowEvent, Texts, row_events
-from waly_cdc.history.session import identifier, rows
-from waly_cdc.history.texts import column_text
+from waly_cdc.history.moves import follow, membership, relations_named
+from waly_cdc.history.narrow import Key
+from waly_cdc.history.rows import RowEvent, row_events
+from waly_cdc.history.session import literal, read_files, rows
+from waly_cdc.history.subject import Subject
 from waly_cdc.history.transactions import UNKNOWN_ACTOR, Transaction, by_lsn
-from waly_cdc.relations import Column, RelationVersion
+from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.relations import RelationVersion
 
 OPERATIONS = ("I", "U", "D", "T")
-_TYPMOD_HEADER = 4
-"""What a typmod counts beside the characters."""
+LOOKED_UP = 500
+"""Events whose transactions are looked up at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +60,67 @@ def log(
     """
     relations = _relations(contents, table)
     if wanted.column is not None:
-        _require_column(relations, wanted.column)
+        _require_column(contents, relations, wanted.column)
+    # Rows are named by the key they have in the end, also where events before that are asked for.
+    bound = wanted.until.bound if wanted.until and not key else contents.horizon
+    subjects = [Subject(contents, store, relation.oid, bound) for relation in relations]
     keys = _keys(relations, key) if key else None
-    bound = wanted.until.bound if wanted.until else contents.horizon
-    found: list[RowEvent] = []
-    for relation in relations:
-        chosen = None if keys is None else keys[relation.oid]
-        if chosen is None and wanted.limit is not None and relation.key and not _narrow(wanted):
-            chosen = _newest_keys(connection, contents, store, relation, wanted)
-        matching = (
-            event
-            for event in row_events(connection, contents, store, relation, bound, chosen)
-            if _matches(event, wanted)
+    partitioned = table is not None and not contents.has_relation(table)
+    if partitioned and keys is not None:
+        keys = follow(connection, subjects, keys[relations[0].oid][0])
+    where = _conditions(contents, store, wanted)
+    few = wanted.limit is not None or wanted.xid is not None
+    narrow = keys is None and few and wanted.column is None
+    first = wanted.since.bound if wanted.since else ZERO
+    if narrow:
+        first = _oldest(connection, subjects, where, wanted.limit)
+    found = [
+        _relation_log(
+            connection,
+            subject,
+            None if keys is None else keys[subject.oid],
+            f"{where} AND _lsn >= {first.value}"
+            + (f" AND {membership(subject, table or '')}" if partitioned else ""),
+            wanted,
+            narrow=narrow,
         )
-        found += _newest(matching, None if wanted.actor else wanted.limit)
-    found.sort(key=_position, reverse=True)
-    transactions = by_lsn(contents, store, {event.lsn for event in found})
-    given = 0
-    for event in found:
-        transaction = transactions.get(event.lsn)
-        if wanted.actor is not None and not _made_by(transaction, wanted.actor):
-            continue
-        yield event_json(event, transaction)
-        given += 1
-        if given == wanted.limit:
-            return
+        for subject in subjects
+        if _may_hold(subject, first)
+    ]
+    merged = heapq.merge(*found, key=_position, reverse=True)
+    yield from islice(_with_transactions(connection, contents, store, merged), wanted.limit)
+
+
+def _may_hold(subject: Subject, first: Lsn) -> bool:
+    """Whether a relation may have events from an LSN on."""
+    return any(file.kind == "events" and file.last_lsn >= first for file in subject.files)
+
+
+def _relation_log(
+    connection: duckdb.DuckDBPyConnection,
+    subject: Subject,
+    keys: Sequence[Key] | None,
+    where: str,
+    wanted: LogFilter,
+    *,
+    narrow: bool,
+) -> Iterator[RowEvent]:
+    """One relation's events, newest first. `narrow`: there are so few that only their rows are
+    followed."""
+    if keys == []:
+        return iter(())
+    touched = _touched(connection, subject, where) if narrow else None
+    of_column = _changes_column(subject, wanted.column)
+    return row_events(
+        connection,
+        subject,
+        keys=keys,
+        touched=touched,
+        where=f"{where} AND {of_column}",
+        of_truncates=where if wanted.column is None else "FALSE",
+        newest_first=True,
+        limit=wanted.limit,
+    )
 
 
 def transaction_events(
@@ -89,22 +130,29 @@ def transaction_events(
     transaction: Transaction,
 ) -> Iterator[dict[str, Any]]:
     """All events of one transaction, in order."""
-    found: list[RowEvent] = []
+    found = []
+    where = f"_op <> 'R' AND _lsn = {transaction.lsn.value}"
     for relation in _relations(contents, None):
-        files = [
-            file
-            for file in contents.event_files(relation.oid)
-            if file.kind == "events" and file.first_lsn <= transaction.lsn <= file.last_lsn
-        ]
-        if files and (keys := _keys_at(connection, contents, store, relation, transaction)) != []:
-            bound = transaction.end_lsn
-            found += (
-                event
-                for event in row_events(connection, contents, store, relation, bound, keys)
-                if event.lsn == transaction.lsn and event.op != "R"
-            )
-    for event in sorted(found, key=_position):
+        subject = Subject(contents, store, relation.oid, transaction.end_lsn)
+        if any(file.first_lsn <= transaction.lsn <= file.last_lsn for file in subject.files):
+            touched = _touched(connection, subject, where)
+            found.append(row_events(connection, subject, touched=touched, where=where))
+    for event in heapq.merge(*found, key=_position):
         yield event_json(event, transaction)
+
+
+def _with_transactions(
+    connection: duckdb.DuckDBPyConnection,
+    contents: Contents,
+    store: LocalStore,
+    events: Iterator[RowEvent],
+) -> Iterator[dict[str, Any]]:
+    """The JSON of events, whose transactions are looked up some hundred at a time."""
+    while chunk := list(islice(events, LOOKED_UP)):
+        lsns = {event.lsn for event in chunk}
+        transactions = by_lsn(connection, contents, store, lsns)
+        for event in chunk:
+            yield event_json(event, transactions.get(event.lsn))
 
 
 def event_json(event: RowEvent, transaction: Transaction | None) -> dict[str, Any]:
@@ -120,66 +168,13 @@ def event_json(event: RowEvent, transaction: Transaction | None) -> dict[str, An
         "committed_at": format_time(event.committed_at),
         "version": event.version,
         "row_hash": event.row_hash,
-        "relation_version": event.relation_version,
+        "relation_version": relation.version,
         "actor": dict(transaction.actor if transaction else UNKNOWN_ACTOR),
         "changed": _changed(event),
         "before": row_json(relation, event.before),
         "after": row_json(relation, event.after),
+        "unknown": [relation.by_stored_name(stored).name for stored in event.unknown],
     }
-
-
-def row_json(relation: RelationVersion, row: Texts | None) -> dict[str, Any] | None:
-    """A whole row as `to_jsonb(row)` shows it."""
-    if row is None:
-        return None
-    return {column.name: to_json(column, row.get(column.stored)) for column in relation.columns}
-
-
-def key_json(relation: RelationVersion, key: Key) -> dict[str, Any] | None:
-    if not key:
-        return None
-    return {
-        column.name: to_json(column, text)
-        for column, text in zip(relation.key_columns, key, strict=True)
-    }
-
-
-def parse_key(relation: RelationVersion, key: Sequence[str]) -> Key:
-    """The key as given by a user, value by value in key order. Raises UsageError."""
-    columns = relation.key_columns
-    if not columns:
-        raise UsageError(
-            f"{relation.qualified_name} has no key",
-            hint=f"`waly log {relation.qualified_name}` shows all of it",
-        )
-    if len(key) != len(columns):
-        names = " ".join(column.name for column in columns)
-        raise UsageError(
-            f"{len(key)} key values given, and the key of {relation.qualified_name} has"
-            f" {len(columns)}",
-            hint=f"its key is: {names}",
-        )
-    return tuple(_key_text(column, text) for column, text in zip(columns, key, strict=True))
-
-
-def _key_text(column: Column, text: str) -> str | None:
-    """A key's value as PostgreSQL prints it, from the other forms in which it is written."""
-    try:
-        if column.storage in ("int16", "int32", "int64"):
-            return str(int(text))
-        if column.storage in ("float32", "float64"):
-            return pg_text(column, str(float(text)))
-    except ValueError:
-        raise UsageError(
-            f"{text!r} is not a value of {column.name}, which is {column.type_name}",
-        ) from None
-    if column.storage == "bool":
-        return {"true": "t", "false": "f"}.get(text.lower(), text)
-    if column.type_name == "uuid":
-        return text.lower()
-    if column.type_name.startswith("character(") and column.typmod > 0:
-        return text.ljust(column.typmod - _TYPMOD_HEADER)
-    return text
 
 
 def _keys(relations: Sequence[RelationVersion], key: Sequence[str]) -> dict[int, list[Key]]:
@@ -195,23 +190,20 @@ def _keys(relations: Sequence[RelationVersion], key: Sequence[str]) -> dict[int,
 
 def _relations(contents: Contents, table: str | None) -> list[RelationVersion]:
     if table is not None:
-        return contents.find_relations(table)
+        return relations_named(contents, table)
     newest = (versions[-1] for versions in contents.relations.values())
     return sorted(newest, key=lambda relation: (relation.schema, relation.name))
 
 
-def _require_column(relations: Iterable[RelationVersion], name: str) -> None:
-    names = {column.name for relation in relations for column in relation.columns}
+def _require_column(contents: Contents, relations: Iterable[RelationVersion], name: str) -> None:
+    versions = (v for relation in relations for v in contents.relations[relation.oid])
+    names = {column.name for version in versions for column in version.columns}
     if name not in names:
         raise UsageError(f"no column {name!r}", hint="columns: " + ", ".join(sorted(names)[:20]))
 
 
-def _narrow(wanted: LogFilter) -> bool:
-    """Whether more is asked for than the newest events can be chosen by in advance."""
-    return wanted.actor is not None or wanted.column is not None
-
-
-def _conditions(wanted: LogFilter) -> str:
+def _conditions(contents: Contents, store: LocalStore, wanted: LogFilter) -> str:
+    """The filter, but for its column, as a condition on events."""
     listed = ", ".join(f"'{op}'" for op in OPERATIONS if op in wanted.ops)
     parts = [f"_op IN ({listed})"]
     if wanted.since is not None:
@@ -220,92 +212,90 @@ def _conditions(wanted: LogFilter) -> str:
         parts.append(f"_lsn < {wanted.until.bound.value}")
     if wanted.xid is not None:
         parts.append(f"_xid = {wanted.xid}")
+    if wanted.actor is not None:
+        parts.append(f"_lsn IN ({_made_by(contents, store, wanted.actor)})")
     return " AND ".join(parts)
 
 
-def _newest_keys(
+def _made_by(contents: Contents, store: LocalStore, actor: str) -> str:
+    """A statement for the transactions whose user or application_name is that name; `unknown` names
+    the source."""
+    files = contents.transaction_files()
+    if not files:
+        return "NULL"
+    name = literal(actor)
+    condition = f"actor_user = {name} OR actor_application_name = {name}"
+    if actor == "unknown":
+        condition = "actor_source = 'unknown'"
+    return f"SELECT lsn FROM {read_files(store, files)} WHERE {condition}"
+
+
+def _oldest(
     connection: duckdb.DuckDBPyConnection,
-    contents: Contents,
-    store: LocalStore,
-    relation: RelationVersion,
-    wanted: LogFilter,
-) -> list[Key]:
-    """The keys of the newest events asked for: only their rows need following."""
-    files = [file for file in contents.event_files(relation.oid) if file.kind == "events"]
-    source = events(contents, store, relation, files, extra=("_xid",))
-    key = ", ".join(
-        f"{column_text(c)} AS {identifier(f'key {n}')}" for n, c in enumerate(relation.key_columns)
-    )
-    statement = (
-        f"SELECT {key} FROM (\n{source}\n) WHERE {_conditions(wanted)}"
-        f" ORDER BY _lsn DESC, _seq DESC LIMIT {wanted.limit}"
-    )
-    return list({tuple(row.values()) for row in rows(connection, statement)})
+    subjects: Sequence[Subject],
+    where: str,
+    limit: int | None,
+) -> Lsn:
+    """The LSN of the oldest of the newest events of all relations that fulfil a condition; where
+    none does, the horizon."""
+    parts = [
+        f"SELECT _lsn FROM (\n{subject.events(files, ())}\n) WHERE {where}"
+        for subject in subjects
+        if (files := [file for file in subject.files if file.kind == "events"])
+    ]
+    if not parts:
+        return ZERO
+    every = "\nUNION ALL\n".join(parts)
+    if limit is not None:
+        every += f"\nORDER BY _lsn DESC LIMIT {limit}"
+    (found,) = rows(connection, f"SELECT min(_lsn) AS oldest FROM (\n{every}\n)")
+    oldest = found["oldest"]
+    return subjects[0].contents.horizon if oldest is None else Lsn(oldest)
 
 
-def _keys_at(
-    connection: duckdb.DuckDBPyConnection,
-    contents: Contents,
-    store: LocalStore,
-    relation: RelationVersion,
-    transaction: Transaction,
-) -> list[Key] | None:
-    """The keys that a transaction touched; None for a table without a key."""
-    if not relation.key:
+def _changes_column(subject: Subject, name: str | None) -> str:
+    """A condition on `history`: an update changed a column of that name."""
+    if name is None:
+        return "TRUE"
+    parts = [
+        f"(_relation = {version.version} AND {before_name(c)} IS DISTINCT FROM {after_name(c)}"
+        f" AND NOT coalesce(list_contains(_unknown_before, {literal(c.stored)})"
+        f" OR list_contains(_unknown_after, {literal(c.stored)}), FALSE))"
+        for version in subject.versions
+        for c in subject.columns
+        if (mine := subject.has_column(version, c)) is not None and mine.name == name
+    ]
+    return f"(_op = 'U' AND ({' OR '.join(parts) or 'FALSE'}))"
+
+
+def _touched(connection: duckdb.DuckDBPyConnection, subject: Subject, where: str) -> str | None:
+    """A statement that selects the keys of the events that fulfil a condition: only their rows need
+    following. None where they are in several keyings, or told apart by content."""
+    files = [file for file in subject.files if file.kind == "events"]
+    keying = subject.keyings[-1]
+    if keying.by_content or any(file.version not in keying.versions for file in files):
         return None
-    only = LogFilter(xid=transaction.xid, limit=transaction.events)
-    return _newest_keys(connection, contents, store, relation, only)
+    keys = ", ".join(f"{subject.own_text(c)} AS k{n}" for n, c in enumerate(keying.columns))
+    connection.execute(
+        f"CREATE OR REPLACE TABLE touched_{subject.oid} AS"
+        f" SELECT DISTINCT {keys} FROM (\n{subject.events(files, ())}\n)"
+        f" WHERE _op <> 'T' AND {where}"
+    )
+    return f"SELECT * FROM touched_{subject.oid}"
 
 
-def _matches(event: RowEvent, wanted: LogFilter) -> bool:
-    if event.op not in wanted.ops:
-        return False
-    if wanted.since is not None and event.lsn < wanted.since.bound:
-        return False
-    if wanted.xid is not None and event.xid != wanted.xid:
-        return False
-    if wanted.column is not None:
-        return wanted.column in (changed_texts(event) or {})
-    return True
-
-
-def _newest(found: Iterable[RowEvent], limit: int | None) -> list[RowEvent]:
-    return list(found) if limit is None else heapq.nlargest(limit, found, key=_position)
-
-
-def _position(event: RowEvent) -> tuple[int, int]:
-    return event.lsn.value, event.seq
-
-
-def changed_texts(event: RowEvent) -> dict[str, tuple[str | None, str | None]] | None:
-    """For an update the columns that changed, by name: PostgreSQL's text before and after."""
-    if event.op != "U" or event.before is None or event.after is None:
-        return None
-    before, after = event.before, event.after
-    return {
-        column.name: (before.get(column.stored), after[column.stored])
-        for column in event.relation.columns
-        if before.get(column.stored) != after[column.stored]
-    }
+def _position(event: RowEvent) -> tuple[int, int, str]:
+    """Its place in the log. Truncates of several tables by one statement share a seq."""
+    return event.lsn.value, event.seq, event.relation.qualified_name
 
 
 def _changed(event: RowEvent) -> dict[str, list[Any]] | None:
     """For an update the columns that changed: name → [old, new], as JSON values."""
-    changed = changed_texts(event)
+    changed = event.changed()
     if changed is None:
         return None
     return {
-        column.name: [to_json(column, text) for text in changed[column.name]]
+        column.name: [to_json(column, text) for text in changed[column.stored]]
         for column in event.relation.columns
-        if column.name in changed
+        if column.stored in changed
     }
-
-
-def _made_by(transaction: Transaction | None, actor: str) -> bool:
-    """Whether the actor's user or application_name is that name; `unknown` names the source."""
-    if transaction is None:
-        return False
-    known: Mapping[str, Any] = transaction.actor
-    if actor == "unknown":
-        return bool(known["source"] == "unknown")
-    return actor in (known["user"], known["application_name"])

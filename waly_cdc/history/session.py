@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 from waly_cdc.archive.manifest import File
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import ArchiveCorrupt
+from waly_cdc.history import floats
 
 MEMORY_LIMIT = "1GB"
 
@@ -19,10 +21,16 @@ MEMORY_LIMIT = "1GB"
 @contextmanager
 def session() -> Iterator[duckdb.DuckDBPyConnection]:
     """A private in-memory database. Raises ArchiveCorrupt for files that cannot be read."""
-    with duckdb.connect(":memory:") as connection:
+    with (
+        tempfile.TemporaryDirectory(prefix="waly-spill-") as folder,
+        duckdb.connect(":memory:") as connection,
+    ):
         connection.execute("set memory_limit = $1", [MEMORY_LIMIT])
+        # What does not fit in memory would else be written to where the user happens to be.
+        connection.execute("set temp_directory = $1", [folder])
         connection.execute("set python_enable_replacements = false")
         connection.execute("set preserve_insertion_order = false")
+        floats.register(connection)
         try:
             yield connection
         except duckdb.Error as error:

@@ -18,15 +18,13 @@ from waly_cdc.errors import PointNotInArchive
 from waly_cdc.history.events import (
     ReadFiles,
     events,
-    may_be_raw,
     old_name,
     old_raw_name,
     own_column,
     raw_name,
-    raw_text,
 )
 from waly_cdc.history.session import identifier, read_files
-from waly_cdc.history.texts import column_text
+from waly_cdc.history.texts import column_text, may_be_raw, raw_text
 from waly_cdc.history.unchanged import resolved
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import Column, RelationVersion

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from waly_cdc.history.events import may_be_raw, raw_text
-from waly_cdc.history.session import identifier
+from waly_cdc.history.floats import float_function
+from waly_cdc.history.session import identifier, literal
 from waly_cdc.relations import Column
+
+_NEVER_RAW = ("text", "bool", "int16", "int32", "int64")
+"""Storages whose typed column holds every value that PostgreSQL prints."""
+
+
+def may_be_raw(column: Column) -> bool:
+    """Whether a value of the column may be in `_raw` only."""
+    return column.storage not in _NEVER_RAW
+
+
+def raw_text(stored: str) -> str:
+    """The exact text kept for a column where its typed value is NULL; else NULL."""
+    return f"_raw[{literal(stored)}]"
 
 
 def column_text(column: Column, raw: str | None = None) -> str:
@@ -16,6 +29,14 @@ def exact_text(column: Column, value: str, raw: str) -> str:
     """The same for any two expressions of a column's typed value and of its text in `_raw`."""
     text = _text(column.storage, value)
     return f"coalesce({text}, {raw})" if may_be_raw(column) else text
+
+
+def printed_text(column: Column, value: str, raw: str) -> str:
+    """An expression for exactly the text that PostgreSQL prints: `exact_text`, but for
+    floating-point numbers."""
+    if not column.storage.startswith("float"):
+        return exact_text(column, value, raw)
+    return f"coalesce({float_function(column.storage)}({value}), {raw})"
 
 
 def _text(storage: str, value: str) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import format_time
@@ -53,28 +51,26 @@ UNKNOWN_ACTOR: Mapping[str, Any] = {
 }
 
 
-def by_lsn(contents: Contents, store: LocalStore, lsns: Collection[Lsn]) -> dict[Lsn, Transaction]:
+def by_lsn(
+    connection: duckdb.DuckDBPyConnection,
+    contents: Contents,
+    store: LocalStore,
+    lsns: Collection[Lsn],
+) -> dict[Lsn, Transaction]:
     """The transactions whose commit records begin at these LSNs."""
-    if not lsns:
-        return {}
-    first, last = min(lsns), max(lsns)
+    wanted = sorted(lsn.value for lsn in lsns)
     files = [
         file
         for file in contents.transaction_files()
-        if file.last_lsn >= first and file.first_lsn <= last
+        if (at := bisect_left(wanted, file.first_lsn.value)) < len(wanted)
+        and wanted[at] <= file.last_lsn.value
     ]
-    wanted = {lsn.value for lsn in lsns}
-    found: dict[Lsn, Transaction] = {}
-    for file in files:
-        table = pq.read_table(
-            store.path(file.path),
-            partitioning=None,
-            filters=[("lsn", ">=", first.value), ("lsn", "<=", last.value)],
-        )
-        mine = pc.is_in(table.column("lsn"), pa.array(sorted(wanted), pa.int64()))
-        for values in table.filter(mine).to_pylist():
-            found[Lsn(values["lsn"])] = _transaction(values)
-    return found
+    if not files:
+        return {}
+    listed = ", ".join(map(str, wanted))
+    found = rows(connection, f"{_SELECT} FROM {read_files(store, files)} WHERE lsn IN ({listed})")
+    transactions = map(_transaction, found)
+    return {transaction.lsn: transaction for transaction in transactions}
 
 
 def by_xid(
@@ -85,8 +81,8 @@ def by_xid(
     found = (
         rows(
             connection,
-            "SELECT * EXCLUDE (committed_at), epoch_us(committed_at) AS committed_us"
-            f" FROM {read_files(store, files)} WHERE xid = {xid} ORDER BY lsn DESC LIMIT 1",
+            f"{_SELECT} FROM {read_files(store, files)} WHERE xid = {xid}"
+            " ORDER BY lsn DESC LIMIT 1",
         )
         if files
         else []
@@ -96,12 +92,14 @@ def by_xid(
             f"no transaction {xid} in the archive",
             hint="only transactions that changed an archived table are there",
         )
-    seconds, micros = divmod(found[0]["committed_us"], 1_000_000)
-    time = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
-    return _transaction({**found[0], "committed_at": time})
+    return _transaction(found[0])
+
+
+_SELECT = "SELECT * EXCLUDE (committed_at), epoch_us(committed_at) AS committed_us"
 
 
 def _transaction(values: Mapping[str, Any]) -> Transaction:
+    seconds, micros = divmod(values["committed_us"], 1_000_000)
     actor = {
         name: values[f"actor_{name}"]
         for name in ("user", "application_name", "client_addr", "pid", "query", "context")
@@ -110,7 +108,7 @@ def _transaction(values: Mapping[str, Any]) -> Transaction:
         xid=values["xid"],
         lsn=Lsn(values["lsn"]),
         end_lsn=Lsn(values["end_lsn"]),
-        committed_at=values["committed_at"].astimezone(UTC),
+        committed_at=datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros),
         events=values["events"],
         actor={**actor, "source": values["actor_source"]},
     )

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from waly_cdc.history.events import old_name, old_raw_name, raw_text
+from waly_cdc.history.events import old_name, old_raw_name
 from waly_cdc.history.session import identifier, literal
-from waly_cdc.history.texts import exact_text
+from waly_cdc.history.texts import exact_text, raw_text
 from waly_cdc.relations import Column, RelationVersion
 
 _TOASTABLE = ("text", "bytes")

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import islice
 
 import duckdb
-import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -30,28 +28,17 @@ from waly_cdc.archive.store import LocalStore
 from waly_cdc.decode.events import BEFORE_PREFIX
 from waly_cdc.errors import PointNotInArchive
 from waly_cdc.history.eras import in_other_era
-from waly_cdc.history.events import may_be_raw, sql_type
-from waly_cdc.history.log import changed_texts
+from waly_cdc.history.events import sql_type
+from waly_cdc.history.history_view import ACTOR, LSN, history_select, names
+from waly_cdc.history.images import unsent_columns
 from waly_cdc.history.moment import Moment
-from waly_cdc.history.rows import RowEvent, Texts, row_events
 from waly_cdc.history.session import identifier, literal
 from waly_cdc.history.state import state_query
-from waly_cdc.history.texts import column_text
-from waly_cdc.history.transactions import UNKNOWN_ACTOR, by_lsn
-from waly_cdc.relations import Column, RelationVersion
+from waly_cdc.history.subject import Subject
+from waly_cdc.history.texts import column_text, may_be_raw
+from waly_cdc.relations import RelationVersion
 
 TRANSACTIONS_SOURCE = "waly transactions"
-CHUNK_EVENTS = 10_000
-
-_ACTOR = (
-    "struct_pack(user := t.actor_user, application_name := t.actor_application_name,"
-    " client_addr := t.actor_client_addr, pid := t.actor_pid, query := t.actor_query,"
-    " context := t.actor_context, source := t.actor_source)"
-)
-_ACTOR_TYPE = pa.struct(
-    [(name, pa.int32() if name == "pid" else pa.string()) for name in UNKNOWN_ACTOR]
-)
-_LSN = "printf('%X/%X', {0} >> 32, {0} & 4294967295)"
 
 
 class Views:
@@ -90,6 +77,7 @@ class Views:
         for relation in shown:
             named = relation.name.replace('"', '""').casefold() in folded
             raw = self._raw_columns(relation) if named else frozenset()
+            self._note_raw(relation, raw)
             self._table(relation, raw)
             if named and not relation.followed:
                 self.notes.append(
@@ -135,8 +123,8 @@ class Views:
         )
         self._connection.execute(
             f"create view transactions as select t._era as era, t.xid,"
-            f" {_LSN.format('t.end_lsn')} as lsn,"
-            f' t.end_lsn as "position", t.committed_at, t.events, {_ACTOR} as actor'
+            f" {LSN.format('t.end_lsn')} as lsn,"
+            f' t.end_lsn as "position", t.committed_at, t.events, {ACTOR} as actor'
             f" from temp.main.{identifier(TRANSACTIONS_SOURCE)} t where {self._before}"
         )
 
@@ -148,7 +136,7 @@ class Views:
             return
         columns = [
             f"{column_text(c) if c.stored in raw else identifier(c.stored)} as {identifier(name)}"
-            for c, name in zip(relation.columns, _names(relation.columns), strict=True)
+            for c, name in zip(relation.columns, names(relation.columns), strict=True)
         ]
         select = f"select {', '.join(columns) or 'NULL'} from (\n{state}\n)"
         self._view("memory", relation, select)
@@ -206,14 +194,16 @@ class Views:
         return [*earlier, (self._contents, relation)]
 
     def _raw_columns(self, relation: RelationVersion) -> frozenset[str]:
-        """Stored names of the columns with a value that is kept as text only, or that had another
-        type in an earlier era."""
-        storages = {column.name: column.storage for column in relation.columns}
+        """Stored names of the columns, of any version, with a value that is kept as text only, or
+        that had another type in an earlier era."""
+        columns = self._subject(self._contents, relation).columns
+        storages = {column.name: column.storage for column in columns}
         found: set[str] = set()
         for era, own in self._in_eras(relation):
-            names = {column.stored: column.name for column in own.columns}
-            found |= {c.name for c in own.columns if storages.get(c.name, "") != c.storage}
-            if not any(may_be_raw(column) for column in own.columns):
+            subject = self._subject(era, own)
+            if era is not self._contents:
+                found |= {c.name for c in subject.columns if storages.get(c.name) != c.storage}
+            if not any(may_be_raw(column) for column in subject.columns):
                 continue
             for files in self._by_version(era, own.oid):
                 keys = self._connection.execute(
@@ -221,14 +211,16 @@ class Views:
                     f" from {self._scan(self._store, files)} where _raw is not null"
                 ).fetchall()
                 stored = (key.removeprefix(BEFORE_PREFIX) for (key,) in keys)
-                found |= {names[each] for each in stored if each in names}
-        raw = [column for column in relation.columns if column.name in found]
+                found |= {subject.column(each).name for each in stored}
+        return frozenset(column.stored for column in columns if column.name in found)
+
+    def _note_raw(self, relation: RelationVersion, raw: frozenset[str]) -> None:
         self.notes += [
             f"{relation.qualified_name}.{column.name} is VARCHAR here, because it holds or has held"
             f" values that DuckDB's {sql_type(column.storage)} cannot"
-            for column in raw
+            for column in relation.columns
+            if column.stored in raw
         ]
-        return frozenset(column.stored for column in raw)
 
     def _changes(self) -> None:
         parts = [
@@ -244,127 +236,26 @@ class Views:
         )
         self._connection.execute(
             f'create view changes as select e.relation as "table", e._era as era, e._op as op,'
-            f' {_LSN.format("t.end_lsn")} as lsn, t.end_lsn as "position", e._seq as seq,'
-            f" e._xid as xid, e._committed_at as committed_at, {_ACTOR} as actor"
+            f' {LSN.format("t.end_lsn")} as lsn, t.end_lsn as "position", e._seq as seq,'
+            f" e._xid as xid, e._committed_at as committed_at, {ACTOR} as actor"
             f" from (\n{events}\n) e join temp.main.{identifier(TRANSACTIONS_SOURCE)} t"
             f" on t.lsn = e._lsn and t._era = e._era where {self._before}"
         )
 
     def _history(self, relation: RelationVersion, raw: frozenset[str]) -> None:
-        name = f"waly history {relation.oid}"
-        self._connection.register(name, self._events(relation))
-        rows = [f"{_row(relation.columns, raw, side)} as {side}" for side in ("before", "after")]
-        key = _row(relation.key_columns, raw, "key") if relation.key else "NULL"
-        self._view(
-            "history",
-            relation,
-            'select era, op, lsn, "position", seq, xid, committed_at, version, row_hash,'
-            f" relation_version, actor, {key} as key, changed, {', '.join(rows)}"
-            f" from temp.main.{identifier(name)}",
-        )
-
-    def _events(self, relation: RelationVersion) -> pa.Table:
-        """A relation's events before the bound, rows as structs of PostgreSQL's texts."""
-        row = pa.struct([(column.stored, pa.string()) for column in relation.columns])
-        key = pa.struct([(column.stored, pa.string()) for column in relation.key_columns])
-        schema = pa.schema(
-            [
-                ("era", pa.int32()),
-                ("op", pa.string()),
-                ("lsn", pa.string()),
-                ("position", pa.int64()),
-                ("seq", pa.int64()),
-                ("xid", pa.int64()),
-                ("committed_at", pa.timestamp("us", "UTC")),
-                ("version", pa.int64()),
-                ("row_hash", pa.string()),
-                ("relation_version", pa.int32()),
-                ("actor", _ACTOR_TYPE),
-                ("key", key),
-                ("changed", pa.map_(pa.string(), pa.list_(pa.string()))),
-                ("before", row),
-                ("after", row),
-            ]
-        )
-        batches = []
+        """Events of all eras up to the moment, in the shape that the table has at it."""
+        shown = self._subject(self._contents, relation)
+        # Texts of a type that a column had may not be values of the one it has.
+        several = {c.stored for c in shown.columns if len(shown.variants(c)) > 1}
+        transactions = f"temp.main.{identifier(TRANSACTIONS_SOURCE)}"
+        parts = []
         for era, own in self._in_eras(relation):
-            bound = self._bound if era is self._contents else era.horizon
-            found = (
-                event
-                for event in row_events(self._connection, era, self._store, own, bound)
-                if event.op != "R"
-            )
-            while chunk := list(islice(found, CHUNK_EVENTS)):
-                batches.append(self._batch(era, own, relation, chunk, schema))
-        return pa.Table.from_batches(batches, schema)
+            subject = shown if era is self._contents else self._subject(era, own)
+            unsent = unsent_columns(self._connection, subject)
+            parts.append(history_select(subject, shown, raw | several, unsent, transactions))
+        select = "\nUNION ALL\n".join(f"SELECT * FROM (\n{part}\n)" for part in parts)
+        self._view("history", relation, select)
 
-    def _batch(
-        self,
-        era: Contents,
-        own: RelationVersion,
-        relation: RelationVersion,
-        events: Sequence[RowEvent],
-        schema: pa.Schema,
-    ) -> pa.RecordBatch:
-        """Events of `own` as rows of `relation`, whose columns are told by their names."""
-        transactions = by_lsn(era, self._store, {event.lsn for event in events})
-        stored = {column.name: column.stored for column in relation.columns}
-        renamed = {c.stored: stored[c.name] for c in own.columns if c.name in stored}
-
-        def shown(row: Texts | None) -> Texts | None:
-            return row and {renamed[name]: row[name] for name in row if name in renamed}
-
-        names = [renamed.get(column.stored, column.stored) for column in own.key_columns]
-        rows = []
-        for event in events:
-            transaction = transactions[event.lsn]
-            changed = changed_texts(event)
-            rows.append(
-                {
-                    "era": era.era,
-                    "op": event.op,
-                    "lsn": str(transaction.end_lsn),
-                    "position": transaction.end_lsn.value,
-                    "seq": event.seq,
-                    "xid": event.xid,
-                    "committed_at": event.committed_at,
-                    "version": event.version,
-                    "row_hash": event.row_hash,
-                    "relation_version": event.relation_version,
-                    "actor": transaction.actor,
-                    "key": dict(zip(names, event.key, strict=True)) if event.key else None,
-                    "changed": None if changed is None else list(changed.items()),
-                    "before": shown(event.before),
-                    "after": shown(event.after),
-                }
-            )
-        return pa.RecordBatch.from_pylist(rows, schema)
-
-
-def _names(columns: Sequence[Column]) -> list[str]:
-    """The columns' names, told apart where they differ in case only."""
-    folded = Counter(column.name.casefold() for column in columns)
-    return [
-        column.name if folded[column.name.casefold()] == 1 else f"{column.name}~{number}"
-        for number, column in enumerate(columns, start=1)
-    ]
-
-
-def _row(columns: Sequence[Column], raw: frozenset[str], side: str) -> str:
-    """A struct of typed values from one of texts."""
-    fields = []
-    for column, name in zip(columns, _names(columns), strict=True):
-        text = f"{side}.{identifier(column.stored)}"
-        match column.storage:
-            case "text":
-                value = text
-            case "bytes" if column.stored not in raw:
-                value = f"unhex(substr({text}, 3))"
-            case _:
-                value = (
-                    text if column.stored in raw else f"cast({text} as {sql_type(column.storage)})"
-                )
-        fields.append(f"{identifier(name)} := {value}")
-    if not fields:
-        return "NULL"
-    return f"case when {side} is not null then struct_pack({', '.join(fields)}) end"
+    def _subject(self, era: Contents, relation: RelationVersion) -> Subject:
+        bound = self._bound if era is self._contents else era.horizon
+        return Subject(era, self._store, relation.oid, bound, self._scan)

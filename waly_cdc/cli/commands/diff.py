@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from waly_cdc.cli.archive import echo_moment, open_archive
+from waly_cdc.cli.archive import echo_moment, open_with_pending
 from waly_cdc.cli.options import State, global_options, pass_state
 from waly_cdc.cli.output import table as render_table
 from waly_cdc.cli.rendering import difference
@@ -39,7 +39,7 @@ def command(
     from waly_cdc.history.diff import diff
     from waly_cdc.history.session import session
 
-    opened = open_archive(state)
+    opened = open_with_pending(state)
     moments = opened.resolve(start), opened.resolve(end)
     for moment in moments:
         echo_moment(state, moment)

@@ -2,7 +2,7 @@
 
 import click
 
-from waly_cdc.cli.archive import open_archive
+from waly_cdc.cli.archive import open_with_pending
 from waly_cdc.cli.options import State, global_options, pass_state
 from waly_cdc.cli.rendering import event
 from waly_cdc.errors import UsageError
@@ -47,7 +47,7 @@ def command(
     from waly_cdc.history.log import OPERATIONS, LogFilter
     from waly_cdc.history.session import session
 
-    opened = open_archive(state)
+    opened = open_with_pending(state)
     wanted_ops = OPERATIONS if ops is None else tuple(op.strip().upper() for op in ops.split(","))
     if unknown := [op for op in wanted_ops if op not in OPERATIONS]:
         raise UsageError(f"no such operation: {unknown[0]!r}", hint="they are I, U, D and T")

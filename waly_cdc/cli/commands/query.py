@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from waly_cdc.cli.archive import echo_moment, open_archive
+from waly_cdc.cli.archive import echo_moment, open_with_pending
 from waly_cdc.cli.options import State, global_options, pass_state
 from waly_cdc.cli.output import table as render_table
 from waly_cdc.errors import UsageError
@@ -54,7 +54,7 @@ def command(
     if (statement is None) == (file is None):
         raise UsageError("name a query, give SQL, or a file with -f", hint="waly query --list")
     sql, values = library.find(statement, file, _parameters(params))
-    opened = open_archive(state)
+    opened = open_with_pending(state)
     moment = opened.resolve(when)
     echo_moment(state, moment)
     with query(opened.contents, opened.store, moment, sql, values) as result:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from waly_cdc.cli.archive import Opened, echo_moment, open_archive
+from waly_cdc.cli.archive import Opened, echo_moment, open_with_pending
 from waly_cdc.cli.options import State, global_options, pass_state
 from waly_cdc.cli.rendering import event, row
 from waly_cdc.cli.rendering import transaction as render_transaction
@@ -34,7 +34,7 @@ def command(state: State, what: str, key: tuple[str, ...], when: str, limit: int
         raise UsageError("a transaction has no key", hint=f"waly show {what}")
     if not match and not key:
         raise UsageError("a key is missing", hint=f"waly show {what} KEY…, or waly log {what}")
-    opened = open_archive(state)
+    opened = open_with_pending(state)
     if match:
         _transaction(state, opened, int(match[2]), int(match[1]) if match[1] else None, limit)
     else:
@@ -42,13 +42,14 @@ def command(state: State, what: str, key: tuple[str, ...], when: str, limit: int
 
 
 def _row(state: State, opened: Opened, table: str, key: tuple[str, ...], when: str) -> None:
+    from waly_cdc.history.moves import relations_named
     from waly_cdc.history.row import show
     from waly_cdc.history.session import session
 
     moment = opened.resolve(when)
     echo_moment(state, moment)
     contents = opened.at(moment)
-    relation = contents.find_relation(table, moment.bound)
+    relation = relations_named(contents, table)[0]
     if not relation.followed:
         state.output.note(
             f"{relation.qualified_name} has no replica identity: its updates and deletes are not"
