@@ -57,6 +57,34 @@ class StreamRelation:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedColumn:
+    """A column as a message of wal2json describes it: `type_name` as `format_type` prints it,
+    `attnum` None where the message tells only that the column is part of the identity."""
+
+    attnum: int | None
+    name: str
+    type_oid: int
+    type_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTable:
+    """A table as a message of wal2json describes it: by name, and as far as the action shows it.
+
+    `action` is I, U, D or T. `columns` are those of the new row, generated ones among them, without
+    unchanged TOASTed ones; `identity` those of the replica identity (updates and deletes); `key`
+    names the primary key's. A truncate shows none of them.
+    """
+
+    schema: str
+    name: str
+    action: str
+    columns: tuple[NamedColumn, ...]
+    identity: tuple[NamedColumn, ...]
+    key: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column of a relation version.
 

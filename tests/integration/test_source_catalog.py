@@ -90,7 +90,7 @@ def test_columns_keys_and_identities(tables: dict[str, Table]) -> None:
         "leaf": ("a",),
     }
     assert columns(tables["generated"]) == ["a", "c"]
-    assert tables["generated"].generated == ("b",)
+    assert tables["generated"].generated == {2: "b"}
 
 
 def test_which_tables_can_be_followed(database: str, tables: dict[str, Table]) -> None:

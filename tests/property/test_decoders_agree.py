@@ -402,9 +402,10 @@ def test_the_last_commit_of_a_chunk_is_found_or_refused(frames: list[bytes]) -> 
     commits = [number for number, frame in enumerate(frames, 1) if frame[25:26] == b"C"]
     chunk = Chunk.of(frames)
     try:
-        count, end = chunk.committed()
+        count, end = ColumnarDecoder(Shapes({}, lambda _: None).resolve).committed(chunk)
     except DecodeError:
-        assert any(len(frame) <= 25 for frame in frames) or len(frames[commits[-1] - 1]) != 51
+        unframed = any(len(frame) <= 25 or frame[:1] != b"w" for frame in frames)
+        assert unframed or len(frames[commits[-1] - 1]) != 51
         return
     if not commits:
         assert (count, end) == (0, 0)

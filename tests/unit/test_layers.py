@@ -22,6 +22,7 @@ VOCABULARY = {
     "failpoints",
     "findings",
     "lsn",
+    "plugins",
     "points",
     "relations",
     "sizes",

@@ -162,11 +162,13 @@ class EraGap:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which database an archive, or an era of it, belongs to.
+    """Which database an archive, or an era of it, belongs to, and by what its changes come.
 
     `timeline` is the server's, and `ended` holds the ones before it in its history, each with the
     LSN at which it ended (PostgreSQL documentation, section 26.3.6). `failover` says that the slot
-    was made so that standbys keep a copy of it.
+    was made so that standbys keep a copy of it. `losses` names what the plugin could not give at
+    any time (`waly_cdc.plugins`). `every_table` false: only the tables of the era's first baselines
+    are captured (with pgoutput the publications say which).
     """
 
     system_identifier: str
@@ -179,6 +181,8 @@ class Source:
     plugin: str
     publications: tuple[str, ...]
     failover: bool
+    losses: tuple[str, ...] = ()
+    every_table: bool = True
 
     @property
     def identity(self) -> str:
@@ -197,12 +201,15 @@ class Source:
             "plugin": self.plugin,
             "publications": list(self.publications),
             "failover": self.failover,
+            "losses": list(self.losses),
+            "every_table": self.every_table,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Source:
         ended = tuple((timeline, Lsn.parse(end)) for timeline, end in data["ended"])
-        return cls(**{**data, "ended": ended, "publications": tuple(data["publications"])})
+        lists = {name: tuple(data[name]) for name in ("publications", "losses")}
+        return cls(**{**data, **lists, "ended": ended})
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,16 @@ class CatalogWatch:
         with self._lock, source_errors():
             return catalog.table(self.connection, oid)
 
+    def named_table(self, schema: str, name: str) -> catalog.Table | None:
+        """The table of that name as it is now; None if there is none that is captured."""
+        with self._lock, source_errors():
+            return catalog.named_table(self.connection, schema, name)
+
+    def typmod_of(self, type_oid: int, type_name: str) -> int:
+        """See `waly_cdc.source.catalog.typmod_of`."""
+        with self._lock:
+            return catalog.typmod_of(self.connection, type_oid, type_name)
+
     def observe(self) -> Lsn:
         """Note the server's clock and the position of its log. Returns the position.
 

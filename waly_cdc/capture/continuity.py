@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from psycopg import conninfo
@@ -202,10 +203,12 @@ class Continuity:
             server_version=self.facts.server_version,
         )
 
-    def note_source(self) -> None:
-        """Let the manifest say on which timeline, and of which version, the history goes on: what
-        is received from now on is of this one. Written before anything is."""
+    def note_source(self, losses: Iterable[str] = ()) -> None:
+        """Let the manifest say on which timeline, and of which version, the history goes on, and
+        what its plugin loses: what is received from now on is of this one. Written before anything
+        is."""
         now = self.describe()
+        now = replace(now, losses=tuple(dict.fromkeys((*now.losses, *losses))))
         if now != self.source:
             self._archive.commit("source", end=self._archive.contents.horizon, source=now)
             self.source = now

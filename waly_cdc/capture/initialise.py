@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -29,9 +29,10 @@ from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.errors import SourceError, UsageError
 from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.plugins import PGOUTPUT, WAL2JSON
 from waly_cdc.relations import quote_identifier
 from waly_cdc.source import catalog as source_catalog
-from waly_cdc.source import preflight_role, publication
+from waly_cdc.source import preflight_role, publication, wal2json
 from waly_cdc.source import slot as source_slot
 from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import connect
@@ -73,11 +74,13 @@ def initialise(
     settings: CaptureSettings,
     *,
     if_not_exists: bool = False,
+    plugin: str | None = None,
     tables: Sequence[str] = (),
     exclude: Sequence[str] = (),
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> InitResult:
-    """Make the archive of a database. `tables` and `exclude` are patterns.
+    """Make the archive of a database. `tables` and `exclude` are patterns; without `plugin` it is
+    pgoutput, or that of an archive which is there.
 
     Raises UsageError where an archive is already (unless `if_not_exists`), ArchiveLocked,
     SourceError, StorageError. On an error nothing is left on the server but the publications.
@@ -91,6 +94,11 @@ def initialise(
                     hint="`waly run` goes on with it; --if-not-exists makes this no error",
                 )
             assert contents.source is not None
+            if plugin not in (None, contents.source.plugin):
+                raise UsageError(
+                    f"the archive at {settings.archive} is captured by {contents.source.plugin}",
+                    hint="leave out --plugin, or begin another archive with another slot",
+                )
             return InitResult(
                 str(settings.archive),
                 contents.source.slot,
@@ -100,9 +108,10 @@ def initialise(
                 contents.era,
             )
         with CatalogWatch(settings.dsn) as catalog:
-            source = _bind(archive, catalog, settings)
+            every_table = not tables and not exclude
+            source = _bind(archive, catalog, settings, plugin, every_table=every_table)
             chosen = choose_tables(catalog, tables, exclude)
-            publish(catalog, source, chosen, every_table=not tables and not exclude)
+            publish(catalog, source, chosen, every_table=every_table)
             copied = take_baselines(archive, catalog, settings, source, chosen, on_progress)
     return made(archive, source, copied)
 
@@ -120,10 +129,24 @@ def made(archive: ArchiveWriter, source: Source, copied: Sequence[CopiedTable]) 
     )
 
 
-def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettings) -> Source:
+def _bind(
+    archive: ArchiveWriter,
+    catalog: CatalogWatch,
+    settings: CaptureSettings,
+    plugin: str | None,
+    *,
+    every_table: bool,
+) -> Source:
     """Write entry 0, or check that it names this database."""
+    bound = archive.contents.source
+    plugin = plugin or (bound.plugin if bound else PGOUTPUT)
     facts = source_catalog.server_facts(catalog.connection)
     require_able(facts, failover=settings.failover)
+    if plugin == WAL2JSON and facts.encoding != "UTF8":
+        raise SourceError(
+            f"wal2json sends texts in the database's encoding, {facts.encoding}, not in UTF8",
+            hint="use the plugin pgoutput, or load the database into one with encoding UTF8",
+        )
     slot = settings.slot or source_slot.default_name(facts.database)
     history = timelines(settings.dsn)
     source = Source(
@@ -134,11 +157,11 @@ def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettin
         ended=history.ended,
         server_version=facts.server_version,
         slot=slot,
-        plugin="pgoutput",
-        publications=publication.names(slot),
+        plugin=plugin,
+        publications=publication.names(slot) if plugin == PGOUTPUT else (),
         failover=settings.failover,
+        every_table=every_table,
     )
-    bound = archive.contents.source
     if bound is None:
         if source_slot.info(catalog.connection, slot) is not None:
             raise SourceError(
@@ -147,14 +170,15 @@ def _bind(archive: ArchiveWriter, catalog: CatalogWatch, settings: CaptureSettin
                 " or choose another name with --slot",
             )
         archive.commit("init", start=Lsn(0), end=Lsn(0), source=source)
-    elif (bound.system_identifier, bound.database_oid, bound.slot) != (
+    elif (bound.system_identifier, bound.database_oid, bound.slot, bound.plugin) != (
         source.system_identifier,
         source.database_oid,
         source.slot,
+        source.plugin,
     ):
         raise SourceError(
             f"the archive at {archive.root} was begun for database {bound.database!r}"
-            f" with slot {bound.slot}",
+            f" with slot {bound.slot} and plugin {bound.plugin}",
             hint="remove that folder, or choose another archive",
         )
     return source
@@ -203,6 +227,9 @@ def choose_tables(
 def publish(
     catalog: CatalogWatch, source: Source, tables: Sequence[Table], *, every_table: bool
 ) -> None:
+    """Make the publications that are missing, where the plugin has any. Raises SourceError."""
+    if source.plugin != PGOUTPUT:
+        return
     facts = source_catalog.server_facts(catalog.connection)
     statements = publication.plan(
         catalog.connection, source.slot, tables, every_table=every_table and facts.is_superuser
@@ -240,13 +267,16 @@ def take_baselines(
                 "a standby's slot waits for word from its primary: SELECT pg_log_standby_snapshot()"
                 " there hastens it"
             )
-        slot = source_slot.create(replication, source.slot, failover=source.failover)
+        slot = source_slot.create(replication, source.slot, source.plugin, failover=source.failover)
         try:
             on_progress(f"slot {slot.name} made at {slot.consistent_point}")
+            if source.plugin == WAL2JSON:
+                losses = wal2json.look(catalog.connection, source.slot).losses
+                source = replace(source, losses=tuple(dict.fromkeys((*source.losses, *losses))))
             facts = source_catalog.server_facts(catalog.connection)
             era = archive.contents.era + (after is not None)
             snapshot = Snapshot(slot.snapshot, era, slot.consistent_point, facts.now)
-            commit = partial(archive.commit, "baseline")
+            commit = partial(archive.commit, "baseline", source=source)
             if after is not None:
                 end, end_time = archive.contents.horizon, archive.contents.horizon_time
                 gap = EraGap(end, end_time, snapshot.lsn, snapshot.time, after)

@@ -100,7 +100,7 @@ class Keeper:
                 break
             chunk = Chunk(stored.data, np.frombuffer(stored.lengths, "<u4").astype(np.int64))
             if number == ends_with:
-                chunk, _ = chunk.split(chunk.committed()[0])
+                chunk, _ = chunk.split(self._sealer.committed(chunk)[0])
             self._sealer.add(chunk)
         self._safe = self._committed
         if self._safe > horizon:
@@ -180,7 +180,7 @@ class Keeper:
     def _take(self, received: Received) -> None:
         chunk = received.chunk
         if len(chunk):
-            count, end = chunk.committed()
+            count, end = self._sealer.committed(chunk)
             if count and count < len(chunk) and self._seal_due():
                 chunk, rest = chunk.split(count)
                 self._append(chunk, Lsn(end))

@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from waly_cdc.archive.manifest import Source
 from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture import plugin
 from waly_cdc.capture.attribution import Attribution
 from waly_cdc.capture.catalog_watch import CatalogWatch
 from waly_cdc.capture.continuity import Break, Continuity
@@ -36,6 +38,7 @@ from waly_cdc.capture.state import forget_state
 from waly_cdc.capture.table_watch import TableWatch
 from waly_cdc.errors import UsageError
 from waly_cdc.lsn import Lsn
+from waly_cdc.plugins import PGOUTPUT
 from waly_cdc.source import publication
 from waly_cdc.source.catalog import Table
 
@@ -63,10 +66,15 @@ def begin_era(
                 raise UsageError("the database is the archive's: leave out --confirm-source")
             raise continuity.error(broken)
         source = continuity.describe()
-        source = replace(source, failover=source.failover or settings.failover)
+        every_table = not tables and not exclude
+        source = replace(
+            source,
+            failover=source.failover or settings.failover,
+            every_table=source.every_table and every_table,
+        )
         require_able(continuity.facts, failover=source.failover)
-        chosen = _captured(catalog, source.slot, choose_tables(catalog, tables, exclude))
-        publish(catalog, source, chosen, every_table=not tables and not exclude)
+        chosen = _captured(archive, catalog, source, choose_tables(catalog, tables, exclude))
+        publish(catalog, source, chosen, every_table=every_table)
         copied = take_baselines(
             archive, catalog, settings, source, chosen, on_progress, after=broken.reason
         )
@@ -94,12 +102,16 @@ def _seal_journal(
         lambda oid: catalog.table(oid) if broken is None else None,
         [era.relations for era in contents.earlier],
     )
+    chosen = plugin.of(
+        continuity.source, contents, shapes, lambda: catalog if broken is None else None
+    )
     sealer = Sealer(
         archive,
         shapes,
         Attribution(),
         lambda known: catalog.facts(known) if broken is None else CatalogFacts(()),
-        TableWatch(settings.dsn, continuity.source.slot, archive, shapes, lambda _: None),
+        TableWatch(settings.dsn, continuity.source, archive, shapes, lambda _: None),
+        chosen.make_decoder,
     )
     Keeper(archive, sealer, settings, catalog).recover(look)
     broken = broken or continuity.unfit_slot()
@@ -111,9 +123,17 @@ def _seal_journal(
     return broken
 
 
-def _captured(catalog: CatalogWatch, slot: str, tables: list[Table]) -> list[Table]:
-    """Of the tables those that the publications, where they are there, let through."""
-    everything, _ = publication.look(catalog.connection, slot)
+def _captured(
+    archive: ArchiveWriter, catalog: CatalogWatch, source: Source, tables: list[Table]
+) -> list[Table]:
+    """Of the tables those that are captured: that the publications, where they are there, let
+    through; without publications those that the archive has, if it does not have all."""
+    contents = archive.contents
+    if source.plugin != PGOUTPUT:
+        had = contents.source is None or contents.source.every_table
+        names = {(v[-1].schema, v[-1].name) for v in contents.relations.values()}
+        return [table for table in tables if had or (table.schema, table.name) in names]
+    everything, _ = publication.look(catalog.connection, source.slot)
     if everything is None or everything.every_table:
         return tables
     return [table for table in tables if (table.schema, table.name) in everything.tables]

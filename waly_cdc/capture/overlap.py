@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 
 from waly_cdc.archive.manifest import Source
 from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture import plugin
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.decode.pgoutput import ColumnarDecoder
 from waly_cdc.errors import ArchiveCorrupt
 from waly_cdc.lsn import Lsn
-from waly_cdc.source.stream import ReplicationStream, plugin_options
+from waly_cdc.source.connect import connect
+from waly_cdc.source.stream import ReplicationStream
 
 Commits = set[tuple[int, int, datetime]]
 """LSN of the commit record, xid and commit time."""
@@ -32,9 +33,11 @@ def differs(archive: ArchiveWriter, dsn: str, source: Source, start: Lsn) -> boo
 def _sent(archive: ArchiveWriter, dsn: str, source: Source, start: Lsn) -> Commits:
     contents = archive.contents
     shapes = Shapes(contents.relations, lambda _: None)
-    decoder = ColumnarDecoder(shapes.resolve, contents.era, shapes.newest())
+    decoder = plugin.of(source, contents, shapes, lambda: None).make_decoder()
     commits: Commits = set()
-    stream = ReplicationStream(dsn, source.slot, start, plugin_options(source.publications))
+    with connect(dsn) as connection:
+        options, _ = plugin.stream_options(source, connection)
+    stream = ReplicationStream(dsn, source.slot, start, options)
     try:
         complete = False
         while not complete:

@@ -22,7 +22,7 @@ from waly_cdc.capture.attribution import Attribution
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.capture.table_watch import Ready, TableWatch
 from waly_cdc.decode.chunk import Chunk
-from waly_cdc.decode.pgoutput import ColumnarDecoder
+from waly_cdc.decode.decoder import Decoder
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.tables import Gap, TableChanges
 
@@ -43,7 +43,8 @@ class Sealer:
     """Decodes chunks into segments and commits them. Used by one thread.
 
     `catalog_facts` is asked once per entry; its argument is the fingerprint of the newest schema
-    dump in the archive.
+    dump in the archive. `make_decoder` gives a decoder that begins where the archive's last entry
+    ended.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Sealer:
         attribution: Attribution,
         catalog_facts: Callable[[str | None], CatalogFacts],
         watch: TableWatch,
+        make_decoder: Callable[[], Decoder],
     ) -> None:
         self._archive = archive
         self._shapes = shapes
@@ -60,7 +62,8 @@ class Sealer:
         self._catalog_facts = catalog_facts
         self._watch = watch
         self._truncates: dict[int, Lsn] = {}
-        self._decoder = ColumnarDecoder(shapes.resolve, archive.contents.era, shapes.newest())
+        self._make_decoder = make_decoder
+        self._decoder = make_decoder()
         self._segments = SegmentSet(archive.incoming)
         self._transactions: list[pa.RecordBatch] = []
         self._messages: dict[int, list[bytes]] = {}
@@ -85,6 +88,11 @@ class Sealer:
     def has_something(self, end: Lsn) -> bool:
         """Whether an entry that covers up to `end` would hold anything."""
         return bool(self._transactions) or self._watch.has_found(end)
+
+    def committed(self, chunk: Chunk) -> tuple[int, int]:
+        """How many of the frames end with the last Commit among them, and that transaction's end
+        LSN; `(0, 0)` where there is none. Raises DecodeError."""
+        return self._decoder.committed(chunk)
 
     def add(self, chunk: Chunk) -> None:
         """Decode a chunk into the open segments. Raises DecodeError, StorageError."""
@@ -168,9 +176,7 @@ class Sealer:
         self._transactions.clear()
         self._messages.clear()
         self.bytes = 0
-        self._decoder = ColumnarDecoder(
-            self._shapes.resolve, self._archive.contents.era, self._shapes.newest()
-        )
+        self._decoder = self._make_decoder()
 
     def _transactions_table(self) -> pa.Table:
         xids = [xid for batch in self._transactions for xid in batch.column("xid").to_pylist()]

@@ -47,12 +47,18 @@ class Shapes:
         self._look_up = look_up
         self.new: list[RelationVersion] = []
 
-    def resolve(self, relation: StreamRelation, lsn: Lsn) -> RelationVersion:
-        """The version that a Relation message describes, made now if it is a new shape."""
+    def resolve(
+        self,
+        relation: StreamRelation,
+        lsn: Lsn,
+        attnums: Sequence[int | None] | None = None,
+    ) -> RelationVersion:
+        """The version that a Relation message describes, made now if it is a new shape. `attnums`
+        are those of its columns, where the stream tells them."""
         versions = self._versions.get(relation.oid, [])
         if versions and versions[-1].matches(relation):
             return versions[-1]
-        return self._add(relation, self._look_up(relation.oid), lsn)
+        return self._add(relation, self._look_up(relation.oid), lsn, attnums)
 
     def register(self, table: Table, lsn: Lsn) -> RelationVersion:
         """The version that the catalog describes, for a baseline."""
@@ -95,6 +101,11 @@ class Shapes:
             self.new = [earlier if version is known else version for version in self.new]
         return True
 
+    def newest_of(self, oid: int) -> RelationVersion | None:
+        """The last version of a relation."""
+        versions = self._versions.get(oid)
+        return versions[-1] if versions else None
+
     def newest(self) -> list[RelationVersion]:
         """The last version of every relation."""
         return [versions[-1] for versions in self._versions.values()]
@@ -103,9 +114,15 @@ class Shapes:
         taken, self.new = self.new, []
         return taken
 
-    def _add(self, relation: StreamRelation, table: Table | None, lsn: Lsn) -> RelationVersion:
+    def _add(
+        self,
+        relation: StreamRelation,
+        table: Table | None,
+        lsn: Lsn,
+        attnums: Sequence[int | None] | None = None,
+    ) -> RelationVersion:
         versions = self._versions.setdefault(relation.oid, [])
-        version = self._make(relation, table, versions, lsn)
+        version = self._make(relation, table, versions, lsn, attnums)
         versions.append(version)
         self.new.append(version)
         return version
@@ -116,9 +133,11 @@ class Shapes:
         table: Table | None,
         versions: Sequence[RelationVersion],
         lsn: Lsn,
+        attnums: Sequence[int | None] | None = None,
     ) -> RelationVersion:
         """The version that follows those of this era."""
-        return _make(relation, table, versions, lsn, self._earlier.get(relation.oid, ()))
+        earlier = self._earlier.get(relation.oid, ())
+        return _make(relation, table, versions, lsn, earlier, attnums)
 
 
 def _make(
@@ -127,14 +146,17 @@ def _make(
     versions: Sequence[RelationVersion],
     lsn: Lsn,
     earlier: Sequence[RelationVersion],
+    attnums: Sequence[int | None] | None = None,
 ) -> RelationVersion:
     """The version that follows `versions`; `earlier` ones are of eras before."""
     agrees = table is not None and table.to_stream().columns == relation.columns
     columns: list[Column] = []
     taken = {column.stored for v in (*earlier, *versions) for column in v.columns}
-    for described, (attnum, former) in zip(
-        relation.columns, _former(relation, table, versions), strict=True
-    ):
+    if attnums is None or None in attnums:
+        origins = _former(relation, table, versions)
+    else:
+        origins = [(attnum, None) for attnum in attnums]
+    for described, (attnum, former) in zip(relation.columns, origins, strict=True):
         storage = storage_of(described.type_oid, described.typmod)
         stored = _known_column(versions, former, attnum, storage)
         if stored is None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture import plugin
 from waly_cdc.capture.attribution import Attribution, Sampler
 from waly_cdc.capture.catalog_watch import CatalogWatch
 from waly_cdc.capture.continuity import Continuity
@@ -29,7 +30,7 @@ from waly_cdc.capture.state import note_error
 from waly_cdc.capture.table_watch import TableWatch
 from waly_cdc.errors import SourceLost, SourceMoved, WalyError
 from waly_cdc.lsn import Lsn
-from waly_cdc.source.stream import ReplicationStream, plugin_options
+from waly_cdc.source.stream import ReplicationStream
 
 MOST_PASSES = 3
 """How often `once` goes on for baselines that are missing still."""
@@ -146,20 +147,20 @@ def _connected(
         shapes = Shapes(
             contents.relations, catalog.table, [era.relations for era in contents.earlier]
         )
-        watch = TableWatch(settings.dsn, continuity.source.slot, archive, shapes, on_event)
-        sealer = Sealer(archive, shapes, attribution, catalog.facts, watch)
+        chosen = plugin.of(continuity.source, contents, shapes, lambda: catalog, on_event)
+        watch = TableWatch(settings.dsn, continuity.source, archive, shapes, on_event, chosen.names)
+        sealer = Sealer(archive, shapes, attribution, catalog.facts, watch, chosen.make_decoder)
         keeper = Keeper(archive, sealer, settings, catalog)
         if keeper.recover(lambda reach: continuity.require(continuity.other_log(reach))):
             on_event(f"sealed what the journal held, up to {contents.horizon}")
         continuity.require(continuity.unfit_slot())
-        continuity.note_source()
+        options, losses = plugin.stream_options(continuity.source, catalog.connection)
+        continuity.note_source(losses)
         source = continuity.source
         if once:
             watch.catch_up()
         target = catalog.observe() if once else None
-        stream = ReplicationStream(
-            settings.dsn, source.slot, contents.horizon, plugin_options(source.publications)
-        )
+        stream = ReplicationStream(settings.dsn, source.slot, contents.horizon, options)
         retries.streams()
         on_event(f"streaming from slot {source.slot} at {contents.horizon}")
         sampler = Sampler(settings.dsn, attribution) if settings.sample else None

@@ -21,6 +21,7 @@ from waly_cdc.archive.store import LocalStore
 from waly_cdc.capture.state import read_state
 from waly_cdc.errors import ArchiveCorrupt, SourceError
 from waly_cdc.lsn import Lsn
+from waly_cdc.plugins import LOSSES
 from waly_cdc.source import catalog as source_catalog
 from waly_cdc.source import slot as source_slot
 from waly_cdc.source.connect import connect
@@ -55,6 +56,7 @@ def status(
         },
         "lag": _lag(contents, server, sidecar if running else None),
         "slot": _slot(contents, server, error),
+        "source": _source(contents),
         "archive": _archive(contents, store),
         "attribution": attribution(contents, store),
         "last_verify": last_verify,
@@ -178,6 +180,15 @@ def _slot(contents: Contents, server: Server | None, error: str | None) -> dict[
         "safe_wal_size": slot.safe_wal_size if slot else None,
         "confirmed_flush_lsn": str(slot.confirmed_flush_lsn) if slot else None,
         "error": error,
+    }
+
+
+def _source(contents: Contents) -> dict[str, Any]:
+    source = contents.source
+    losses = source.losses if source else ()
+    return {
+        "plugin": source.plugin if source else None,
+        "losses": [{"name": loss, "message": LOSSES.get(loss, loss)} for loss in losses],
     }
 
 

@@ -28,11 +28,14 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from waly_cdc.archive.contents import Contents
+from waly_cdc.archive.manifest import Source
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.baseline import CopiedTable, Snapshot, copy_tables
+from waly_cdc.capture.names import TableNames
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.errors import SourceError, WalyError
 from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.plugins import PGOUTPUT
 from waly_cdc.source import catalog, publication, schema_dump
 from waly_cdc.source import slot as source_slot
 from waly_cdc.source.catalog import Table
@@ -54,6 +57,8 @@ LOCK_WAIT = "2s"
 NEW = "the table is new"
 REWRITTEN = "its rows were rewritten"
 FILLED = "a column with a default was added"
+DOUBTFUL = "its name passed to or from another table, or a column is no longer generated"
+UNSENT = "its updates and deletes were not sent before it had a replica identity"
 UNPUBLISHED = "its updates and deletes are not published, or not all of them"
 
 
@@ -82,14 +87,17 @@ class TableWatch(threading.Thread):
     def __init__(
         self,
         dsn: str,
-        slot: str,
+        source: Source,
         archive: ArchiveWriter,
         shapes: Shapes,
         on_event: Callable[[str], None],
+        names: TableNames | None = None,
     ) -> None:
+        """`names` is told which table has which name, where the stream tells tables by name."""
         super().__init__(name="table watch", daemon=True)
         self._dsn = dsn
-        self._slot = slot
+        self._source = source
+        self._names = names
         self._archive = archive
         self._shapes = shapes
         self._on_event = on_event
@@ -119,6 +127,7 @@ class TableWatch(threading.Thread):
         self._published_at = 0.0
         self._captured: set[int] = set()
         self._unpublished: set[int] = set()
+        self._doubtful: set[int] = set()
 
     def run(self) -> None:
         while not self._stopping.is_set():
@@ -164,8 +173,10 @@ class TableWatch(threading.Thread):
 
     def look(self, connection: psycopg.Connection) -> None:
         """Compare the catalog with what is known. Raises SourceError."""
-        self._publish(connection)
+        if self._source.plugin == PGOUTPUT:
+            self._publish(connection)
         position = insert_position(connection)
+        unsent = self._look_at_names(connection)
         now = {oid: heap for oid, heap in heaps(connection).items() if oid in self._captured}
         linked = partitions(connection, self._previous, position)
         with self._lock:
@@ -175,6 +186,10 @@ class TableWatch(threading.Thread):
                 self._compare(self._known.get(oid), heap, after, position)
                 if oid in self._unpublished and oid not in self._open:
                     self._begin_gap(oid, after, UNPUBLISHED)
+                if oid in self._doubtful:
+                    self._begin_gap(oid, after, DOUBTFUL)
+                if oid in unsent and oid not in self._open:
+                    self._begin_gap(oid, after, UNSENT)
             for oid in self._known.keys() - now.keys():
                 self._dropped[oid] = Drop(oid, after, position)
                 self._drops.append(self._dropped[oid])
@@ -183,6 +198,7 @@ class TableWatch(threading.Thread):
                 self._suspects.pop(oid, None)
             for oid in now.keys() & (linked.keys() | self._partitions.keys()):
                 self._link(oid, linked.get(oid, Partition(oid, (), (), after, position)))
+            self._doubtful.clear()
             self._previous, self._looked_at = self._looked_at, position
 
     def take_baselines(self, connection: psycopg.Connection) -> None:
@@ -278,8 +294,21 @@ class TableWatch(threading.Thread):
             self._open[oid] = Gap(oid, after, None, reason)
             self._gaps.append(self._open[oid])
 
+    def _look_at_names(self, connection: psycopg.Connection) -> set[int]:
+        """Of a stream that tells tables by name: note those whose changes may have been filed
+        wrongly since the look before. Returns those whose updates and deletes were not sent."""
+        if self._names is None:
+            return set()
+        tables = catalog.tables(connection)
+        # Kept until there is a gap for them: the look may fail before.
+        self._doubtful |= self._names.look(tables, lambda: insert_position(connection))
+        known = {relation.oid: relation for relation in self._shapes.newest()}
+        self._captured = {t.oid for t in tables if self._source.every_table or t.oid in known}
+        unsent = {t.oid for t in tables if t.followed and t.oid in known}
+        return {oid for oid in unsent if not known[oid].followed}
+
     def _find_captured(self, connection: psycopg.Connection) -> list[Table]:
-        everything, _ = publication.look(connection, self._slot)
+        everything, _ = publication.look(connection, self._source.slot)
         tables = catalog.tables(connection)
         if everything is None or everything.every_table:
             return tables
@@ -293,14 +322,16 @@ class TableWatch(threading.Thread):
             return
         tables = self._find_captured(connection)
         connection.execute("select set_config('lock_timeout', %s, false)", (LOCK_WAIT,))
-        for statement in publication.changes(publication.look(connection, self._slot), tables):
+        for statement in publication.changes(
+            publication.look(connection, self._source.slot), tables
+        ):
             text = publication.as_text([statement])[0]
             try:
                 publication.apply(connection, [statement])
                 self._on_event(text)
             except SourceError as error:
                 self._tell(f"somebody who may has to run: {text} ({error.message})")
-        everything, keyed = publication.look(connection, self._slot)
+        everything, keyed = publication.look(connection, self._source.slot)
         there = keyed.tables - keyed.restricted if keyed else frozenset()
         if everything:
             there -= everything.restricted
@@ -316,7 +347,9 @@ class TableWatch(threading.Thread):
     def _copy(self, connection: psycopg.Connection, wanted: dict[int, Gap]) -> None:
         name = f"waly_baseline_{connection.info.backend_pid}"
         with connect(self._dsn, replication=True, application_name="waly watch") as replication:
-            slot = source_slot.create(replication, name, temporary=True, on_wait=self._on_wait)
+            slot = source_slot.create(
+                replication, name, self._source.plugin, temporary=True, on_wait=self._on_wait
+            )
             facts = catalog.server_facts(connection)
             era = self._archive.contents.era
             snapshot = Snapshot(slot.snapshot, era, slot.consistent_point, facts.now)

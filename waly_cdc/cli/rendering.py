@@ -198,6 +198,8 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         ("horizon", f"{found['horizon']['lsn']}, {found['horizon']['time']}"),
         ("lag", f"{behind}, {seconds}"),
         ("slot", f"{slot['name']}, {slot['wal_status'] or slot['error']}; retains {retained}"),
+        ("plugin", found["source"]["plugin"] or "unknown"),
+        *(("", loss["message"]) for loss in found["source"]["losses"]),
         *(("gap", _gap_text(gap)) for gap in archive["gaps"] if gap["oid"] is None),
         ("contents", f"{archive['tables']:,} tables, {archive['transactions']:,} transactions"),
         ("", f"{archive['events']:,} events in {archive['segments']:,} segments"),

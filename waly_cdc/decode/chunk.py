@@ -21,8 +21,10 @@ COPYDATA_HEADER = 5
 MESSAGE_AT = COPYDATA_HEADER + 25
 """Where the plugin's message begins: after XLogData's `w`, start LSN, end LSN and send time."""
 
-COMMIT = ord("C")
-_COMMIT_SIZE = 26
+LSN_BEFORE_MESSAGE = 24
+"""Bytes from a frame's start LSN, which tells where the log has the change, to its message."""
+
+_XLOGDATA = ord("w")
 _COPYDATA = struct.Struct(">cI")
 
 
@@ -58,24 +60,14 @@ class Chunk:
             Chunk(self.data[size:], self.lengths[count:]),
         )
 
-    def committed(self, before: int | None = None) -> tuple[int, int]:
-        """How many frames there are up to the last Commit, and that transaction's end LSN.
-
-        `before`: up to the last one whose commit record begins before that LSN. `(0, 0)` where
-        there is none. Raises DecodeError for frames too short to tell.
-        """
-        if (self.lengths <= MESSAGE_AT).any():
-            raise DecodeError("a frame is too short")
+    def messages(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where the plugin's message in each frame begins and ends, in bytes of `data`. Raises
+        DecodeError for what is not XLogData frames."""
         starts = self.starts
-        kinds = np.frombuffer(self.data, np.uint8)[starts + MESSAGE_AT]
-        commits = np.flatnonzero(kinds == COMMIT)
-        if not len(commits):
-            return 0, 0
-        # Commit: kind, flags (1 byte each), commit LSN, end LSN (8 each), commit time.
-        for last in commits[::-1].tolist():
-            if self.lengths[last] != MESSAGE_AT + _COMMIT_SIZE:
-                raise DecodeError("a Commit message has a wrong length")
-            at = int(starts[last]) + MESSAGE_AT + 2
-            if before is None or int.from_bytes(self.data[at : at + 8], "big") < before:
-                return last + 1, int.from_bytes(self.data[at + 8 : at + 16], "big")
-        return 0, 0
+        if not len(self):
+            return starts, starts
+        if (self.lengths <= MESSAGE_AT).any() or int(self.lengths.sum()) != len(self.data):
+            raise DecodeError("a frame is too short")
+        if (np.frombuffer(self.data, np.uint8)[starts + COPYDATA_HEADER] != _XLOGDATA).any():
+            raise DecodeError("a frame is not XLogData")
+        return starts + MESSAGE_AT, starts + self.lengths

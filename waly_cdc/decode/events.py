@@ -41,6 +41,23 @@ class EventBatch:
     events: pa.RecordBatch
 
 
+@dataclass(slots=True)
+class Decoded:
+    """What a chunk held: batches of events, and the transactions that committed in it.
+
+    `messages` are the contents of the transactions' own logical messages, by xid, in order.
+    """
+
+    batches: list[EventBatch]
+    transactions: pa.RecordBatch
+    messages: list[tuple[int, bytes]]
+
+
+def nothing() -> Decoded:
+    """What an empty chunk holds."""
+    return Decoded([], pa.RecordBatch.from_pylist([], schema=TRANSACTIONS), [])
+
+
 @cache
 def schema(relation: RelationVersion) -> pa.Schema:
     """The Arrow schema of the relation version's event files."""

@@ -16,20 +16,20 @@ After a DecodeError a decoder is of no further use.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from waly_cdc.decode import events, messages, tuples
-from waly_cdc.decode.chunk import COPYDATA_HEADER, MESSAGE_AT, Chunk
-from waly_cdc.decode.events import EventBatch, Header, Texts
+from waly_cdc.decode.chunk import Chunk
+from waly_cdc.decode.events import Decoded, Header
+from waly_cdc.decode.rows import Rows
+from waly_cdc.decode.transactions import OpenTransaction, Transactions, check_turns
 from waly_cdc.decode.tuples import Bytes, Positions, Spans
 from waly_cdc.errors import DecodeError
 from waly_cdc.lsn import Lsn
-from waly_cdc.relations import RelationVersion, StreamRelation
+from waly_cdc.relations import Column, RelationVersion, StreamRelation
 
 Resolve = Callable[[StreamRelation, Lsn], RelationVersion]
 """Gives the relation version for a Relation message, in the transaction that commits at an LSN."""
@@ -38,42 +38,6 @@ _B, _C, _I, _U, _D, _T, _R, _Y, _O, _M = b"BCIUDTRYOM"
 _NEW, _KEY, _OLD = b"NKO"
 _KNOWN = np.zeros(256, np.bool_)
 _KNOWN[[_B, _C, _I, _U, _D, _T, _R, _Y, _O, _M]] = True
-
-
-@dataclass(slots=True)
-class Decoded:
-    """What a chunk held: batches of events, and the transactions that committed in it.
-
-    `messages` are the contents of the transactions' own logical messages, by xid, in order.
-    """
-
-    batches: list[EventBatch]
-    transactions: pa.RecordBatch
-    messages: list[tuple[int, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenTransaction:
-    lsn: int
-    committed_at: int
-    xid: int
-    seq: int = 0
-    events: int = 0
-
-
-@dataclass(slots=True)
-class _Transactions:
-    """The transactions of a chunk. Element 0 is the one that was open before it, if any.
-
-    `of` gives the element for each message of the chunk; an element's `seq` is what to subtract
-    from a row's ordinal in the chunk to get its `_seq`.
-    """
-
-    of: Positions
-    lsn: Positions
-    committed_at: Positions
-    xid: Positions
-    seq: Positions
 
 
 class ColumnarDecoder:
@@ -90,17 +54,34 @@ class ColumnarDecoder:
         self._resolve = resolve
         self._era = era
         self._relations = {relation.oid: relation for relation in known}
-        self._open: _OpenTransaction | None = None
+        self._open: OpenTransaction | None = None
 
     @property
     def in_transaction(self) -> bool:
         """Whether the last chunk ended inside a transaction."""
         return self._open is not None
 
+    def committed(self, chunk: Chunk, before: Lsn | None = None) -> tuple[int, int]:
+        """How many frames there are up to the last Commit, and that transaction's end LSN.
+
+        `before`: up to the last one whose commit record begins before that LSN. `(0, 0)` where
+        there is none. Raises DecodeError for frames too short to tell.
+        """
+        begin, end = chunk.messages()
+        commits = np.flatnonzero(np.frombuffer(chunk.data, np.uint8)[begin] == _C)
+        # Commit: kind, flags (1 byte each), commit LSN, end LSN (8 each), commit time.
+        for last in commits[::-1].tolist():
+            if end[last] - begin[last] != _COMMIT_SIZE:
+                raise DecodeError("a Commit message has a wrong length")
+            at = int(begin[last]) + 2
+            if before is None or int.from_bytes(chunk.data[at : at + 8], "big") < before.value:
+                return last + 1, int.from_bytes(chunk.data[at + 8 : at + 16], "big")
+        return 0, 0
+
     def decode(self, chunk: Chunk) -> Decoded:
         """Decode a chunk. Raises DecodeError for anything that is not pgoutput's."""
         if not len(chunk):
-            return Decoded([], pa.RecordBatch.from_pylist([], schema=events.TRANSACTIONS), [])
+            return events.nothing()
         return _ChunkDecoder(self, chunk).run()
 
 
@@ -111,14 +92,7 @@ class _ChunkDecoder:
         self.stream = stream
         self.data = Bytes(chunk.data)
         self.bytes = chunk.data
-        ends = np.cumsum(chunk.lengths)
-        starts = ends - chunk.lengths
-        if (chunk.lengths <= MESSAGE_AT).any() or int(ends[-1]) != len(chunk.data):
-            raise DecodeError("a frame is too short")
-        if (self.data.uint8(starts + COPYDATA_HEADER) != ord("w")).any():
-            raise DecodeError("a frame is not XLogData")
-        self.begin = starts + MESSAGE_AT
-        self.end = ends
+        self.begin, self.end = chunk.messages()
         self.kind = self.data.uint8(self.begin)
         unknown = ~_KNOWN[self.kind]
         if unknown.any():
@@ -128,12 +102,8 @@ class _ChunkDecoder:
         transactions = self._transactions()
         is_row = (self.kind == _I) | (self.kind == _U) | (self.kind == _D) | (self.kind == _T)
         rows = np.flatnonzero(is_row)
-        begins = np.flatnonzero(self.kind == _B)
-        transactions.seq[1:] = np.searchsorted(rows, begins)
-        self._check_inside(rows)
-
-        seq = np.zeros(len(self.kind), np.int64)
-        seq[rows] = np.arange(len(rows)) - transactions.seq[transactions.of[rows]]
+        seq = transactions.number(rows)
+        transactions.check_inside(self._inside(rows))
         counts = np.bincount(transactions.of[rows], minlength=len(transactions.lsn))
         truncates, own_messages, versions = self._rare(transactions)
         for index, oids in truncates:
@@ -142,34 +112,34 @@ class _ChunkDecoder:
         batches = [
             batch
             for relation, chosen in self._groups(rows, truncates, versions)
-            for batch in self._by_day(relation, chosen, transactions, seq)
+            for batch in self._rows(relation, chosen, transactions, seq).batches(
+                self.stream._era, self._text
+            )
         ]
-        committed = self._commit(transactions, counts, len(rows))
+        committed = transactions.committed(self._end_lsn(transactions), counts)
+        self.stream._open = transactions.still_open(counts, len(rows))
         return Decoded(batches, committed, own_messages)
+
+    def _text(self, _: Column, spans: Spans) -> pa.StringArray:
+        return spans.text(self.data)
 
     # Transactions
 
-    def _transactions(self) -> _Transactions:
-        kind = self.kind
-        bounds = np.flatnonzero((kind == _B) | (kind == _C))
-        first = _C if self.stream._open else _B
-        expected = np.where(np.arange(len(bounds)) % 2 == 0, first, _B + _C - first)
-        if (kind[bounds] != expected).any():
-            raise DecodeError("Begin and Commit do not take turns")
-        begins = bounds[kind[bounds] == _B]
+    def _transactions(self) -> Transactions:
+        check_turns(self.stream._open, self.kind)
+        begins = self.kind == _B
         at = self.begin[begins]
         if (self.end[begins] - at != 21).any():
             raise DecodeError("a Begin message has a wrong length")
-        lsn, committed_at = self._lsn(at + 1), self.data.int64(at + 9)
+        committed_at = self.data.int64(at + 9)
         if ((committed_at < _FIRST_TIME) | (committed_at > _LAST_TIME)).any():
             raise DecodeError("a commit time lies outside of the calendar")
-        before = self.stream._open or _OpenTransaction(0, 0, 0)
-        return _Transactions(
-            of=np.cumsum(kind == _B),
-            lsn=np.append(before.lsn, lsn),
-            committed_at=np.append(before.committed_at, committed_at + _EPOCH),
-            xid=np.append(before.xid, self.data.uint32(at + 17)),
-            seq=np.append(-before.seq, np.zeros(len(begins), np.int64)),
+        return Transactions.of_chunk(
+            self.stream._open,
+            self.kind,
+            lsn=self._lsn(at + 1),
+            committed_at=committed_at + _EPOCH,
+            xid=self.data.uint32(at + 17),
         )
 
     def _lsn(self, at: Positions) -> Positions:
@@ -178,57 +148,26 @@ class _ChunkDecoder:
             raise DecodeError("an LSN is beyond 2^63, which no column holds")
         return lsn
 
-    def _check_inside(self, rows: Positions) -> None:
-        """Rows, relations and transactional messages belong to a transaction."""
-        needing = np.append(rows, np.flatnonzero(self.kind == _R))
+    def _inside(self, rows: Positions) -> Positions:
+        """Rows, relations and transactional messages, which belong to a transaction."""
         logical = np.flatnonzero(self.kind == _M)
         transactional = self.data.uint8(self.begin[logical] + 1) & 1 == 1
-        needing = np.append(needing, logical[transactional])
-        depth = np.cumsum(self.kind == _B) - np.cumsum(self.kind == _C)
-        if (depth[needing] + (self.stream._open is not None) != 1).any():
-            raise DecodeError("a message lies outside of a transaction")
+        return np.concatenate([rows, np.flatnonzero(self.kind == _R), logical[transactional]])
 
-    def _commit(self, transactions: _Transactions, counts: Positions, rows: int) -> pa.RecordBatch:
-        """The transactions committed in this chunk; remembers the one that is still open."""
-        stream = self.stream
-        commits = np.flatnonzero(self.kind == _C)
+    def _end_lsn(self, transactions: Transactions) -> Positions:
+        """Where each Commit ends."""
+        commits = self.kind == _C
         at = self.begin[commits]
-        of = transactions.of[commits]
-        if (self.end[commits] - at != 26).any():
+        if (self.end[commits] - at != _COMMIT_SIZE).any():
             raise DecodeError("a Commit message has a wrong length")
-        if (self.data.int64(at + 2) != transactions.lsn[of]).any():
+        if (self.data.int64(at + 2) != transactions.lsn[transactions.of[commits]]).any():
             raise DecodeError("a Commit message does not belong to its Begin")
-        counts = counts.astype(np.int64)
-        counts[0] += stream._open.events if stream._open else 0
-        still_open = len(transactions.lsn) - 1 not in of[-1:] and (
-            len(transactions.lsn) > 1 or stream._open is not None
-        )
-        stream._open = (
-            _OpenTransaction(
-                lsn=int(transactions.lsn[-1]),
-                committed_at=int(transactions.committed_at[-1]),
-                xid=int(transactions.xid[-1]),
-                seq=rows - int(transactions.seq[-1]),
-                events=int(counts[-1]),
-            )
-            if still_open
-            else None
-        )
-        return pa.RecordBatch.from_arrays(
-            [
-                pa.array(transactions.lsn[of]),
-                pa.array(self._lsn(at + 10)),
-                pa.array(transactions.xid[of]),
-                pa.array(transactions.committed_at[of]).cast(events.COMMITTED_AT),
-                pa.array(counts[of]),
-            ],
-            schema=events.TRANSACTIONS,
-        )
+        return self._lsn(at + 10)
 
     # Relations and other rare messages
 
     def _rare(
-        self, transactions: _Transactions
+        self, transactions: Transactions
     ) -> tuple[
         list[tuple[int, list[int]]],
         list[tuple[int, bytes]],
@@ -290,13 +229,13 @@ class _ChunkDecoder:
 
     # Events
 
-    def _by_day(
+    def _rows(
         self,
         relation: RelationVersion,
         chosen: Positions,
-        transactions: _Transactions,
+        transactions: Transactions,
         seq: Positions,
-    ) -> Iterator[EventBatch]:
+    ) -> Rows:
         of = transactions.of[chosen]
         header = Header(
             op=self.kind[chosen],
@@ -305,59 +244,9 @@ class _ChunkDecoder:
             xid=transactions.xid[of],
             committed_at=transactions.committed_at[of],
         )
-        record_batch = self._events(relation, chosen, header)
-        days = header.day
-        for day in np.unique(days).tolist():
-            same = days == day
-            yield EventBatch(
-                relation,
-                _date(day),
-                record_batch if same.all() else record_batch.filter(pa.array(same)),
-            )
-
-    def _events(
-        self, relation: RelationVersion, chosen: Positions, header: Header
-    ) -> pa.RecordBatch:
-        data = self.data
         new, old, new_rows, old_rows = self._tuples(relation, chosen)
-        full_rows = data.uint8(self.begin[chosen] + 5) == _OLD
-        deleted = header.op[old_rows] == _D
-        texts = Texts(len(chosen))
-        own: list[pa.Array] = []
-        unchanged_names: list[str] = []
-        unchanged_masks: list[npt.NDArray[np.bool_]] = []
-        before_columns: list[pa.Array] = []
-        at = self.begin[chosen]
-        for number, column in enumerate(relation.columns):
-            spans = tuples.nowhere(at)
-            if new:
-                if len(new_rows) == len(chosen):
-                    spans = replace(new[number])
-                else:
-                    tuples.place(spans, new_rows, new[number], slice(None))
-            if old:
-                if deleted.any():
-                    tuples.place(spans, old_rows[deleted], old[number], np.flatnonzero(deleted))
-                sent = full_rows | column.identity
-                _fill_from_old(spans, old[number], old_rows, sent)
-            own.append(texts.typed(column.stored, column.storage, spans.text(data)))
-            if spans.unchanged is not None and spans.unchanged.any():
-                unchanged_names.append(column.stored)
-                unchanged_masks.append(spans.unchanged)
-            if old and column.identity:
-                before = tuples.nowhere(at)
-                tuples.place(before, old_rows, old[number], slice(None))
-                name = events.BEFORE_PREFIX + column.stored
-                before_columns.append(texts.typed(name, column.storage, before.text(data)))
-        return events.batch(
-            relation,
-            self.stream._era,
-            header,
-            own,
-            events.unchanged_names(unchanged_names, unchanged_masks, len(chosen)),
-            _before(relation, before_columns, old_rows, len(chosen)),
-            texts.raw(),
-        )
+        whole = self.data.uint8(self.begin[chosen] + 5) == _OLD
+        return Rows(relation, header, self.begin[chosen], new, new_rows, old, old_rows, whole)
 
     def _tuples(
         self, relation: RelationVersion, chosen: Positions
@@ -391,6 +280,7 @@ class _ChunkDecoder:
         return new, old, new_rows, old_rows
 
 
+_COMMIT_SIZE = 26
 _EPOCH = 946_684_800_000_000
 """2000-01-01, PostgreSQL's epoch, in microseconds since 1970-01-01."""
 
@@ -398,37 +288,3 @@ _DAY = 86_400_000_000
 _FIRST_TIME = (date.min - date(2000, 1, 1)).days * _DAY
 _LAST_TIME = (date.max - date(2000, 1, 1)).days * _DAY + _DAY - 1
 """The calendar's bounds, in microseconds since PostgreSQL's epoch."""
-
-
-def _date(day: int) -> date:
-    return date.fromordinal(date(1970, 1, 1).toordinal() + day)
-
-
-def _fill_from_old(
-    spans: Spans, old: Spans, old_rows: Positions, sent: npt.NDArray[np.bool_]
-) -> None:
-    """Take unchanged values from the old row where the column of it was sent: always for the
-    replica identity's columns, else where the whole old row was."""
-    if spans.unchanged is None:
-        return
-    spans.start, spans.end = spans.start.copy(), spans.end.copy()
-    assert spans.absent is not None
-    spans.absent, spans.unchanged = spans.absent.copy(), spans.unchanged.copy()
-    known = np.ones(len(old_rows), np.bool_) if old.unchanged is None else ~old.unchanged
-    fill = sent[old_rows] & spans.unchanged[old_rows] & known
-    rows = old_rows[fill]
-    spans.unchanged[rows] = False
-    tuples.place(spans, rows, old, np.flatnonzero(fill))
-
-
-def _before(
-    relation: RelationVersion, columns: list[pa.Array], old_rows: Positions, rows: int
-) -> pa.Array | None:
-    kind = events.before_type(relation)
-    if kind is None:
-        return None
-    if not columns:
-        return pa.nulls(rows, kind)
-    missing = np.ones(rows, np.bool_)
-    missing[old_rows] = False
-    return pa.StructArray.from_arrays(columns, fields=list(kind), mask=pa.array(missing))

@@ -36,17 +36,17 @@ class ReferenceDecoded:
     messages: list[tuple[int, bytes]] = field(default_factory=list)
 
 
-class _Unchanged(Enum):
+class Unchanged(Enum):
     UNCHANGED = "u"
 
 
-_UNCHANGED = _Unchanged.UNCHANGED
-_Tuple = list[bytes | _Unchanged | None]
+UNCHANGED = Unchanged.UNCHANGED
+Tuple = list[bytes | Unchanged | None]
 """TupleData: a value's bytes, None for NULL, or unchanged, by column."""
 
 
 @dataclass(slots=True)
-class _Transaction:
+class Transaction:
     lsn: Lsn
     committed_at: datetime
     xid: int
@@ -66,7 +66,7 @@ class ReferenceDecoder:
         self._resolve = resolve
         self._era = era
         self._relations = {relation.oid: relation for relation in known}
-        self._transaction: _Transaction | None = None
+        self._transaction: Transaction | None = None
         self._decoded = ReferenceDecoded()
 
     @property
@@ -78,12 +78,14 @@ class ReferenceDecoder:
         """Decode whole XLogData frames. Raises DecodeError for anything that is not pgoutput's."""
         self._decoded = ReferenceDecoded()
         for frame in frames:
-            reader = _Reader(frame)
-            if reader.take(1) != b"w":
+            if len(frame) <= 25 or frame[:1] != b"w":
                 raise DecodeError("not XLogData")
-            reader.take(24)  # start LSN, end LSN, send time
-            self._message(reader)
+            # The header: start LSN, end LSN, send time.
+            self._frame(frame[:25], frame[25:])
         return self._decoded
+
+    def _frame(self, _: bytes, message: bytes) -> None:
+        self._message(_Reader(message))
 
     def _message(self, message: _Reader) -> None:
         kind = message.take(1)
@@ -109,7 +111,7 @@ class ReferenceDecoder:
     def _begin(self, message: _Reader) -> None:
         if self._transaction is not None:
             raise DecodeError("Begin inside a transaction")
-        self._transaction = _Transaction(message.lsn(), message.timestamp(), message.uint32())
+        self._transaction = Transaction(message.lsn(), message.timestamp(), message.uint32())
 
     def _commit(self, message: _Reader) -> None:
         transaction = self._open()
@@ -119,6 +121,9 @@ class ReferenceDecoder:
         end = message.lsn()
         message.take(8)  # commit time, again
         self._transaction = None
+        self._add_transaction(transaction, end)
+
+    def _add_transaction(self, transaction: Transaction, end: Lsn) -> None:
         self._decoded.transactions.append(
             {
                 "lsn": transaction.lsn.value,
@@ -169,7 +174,7 @@ class ReferenceDecoder:
     def _row(self, kind: bytes, message: _Reader) -> None:
         relation = self._known(message.uint32())
         width = len(relation.columns)
-        old: _Tuple | None = None
+        old: Tuple | None = None
         marker = message.take(1)
         whole = marker == b"O"
         if marker in (b"K", b"O") and kind != b"I":
@@ -184,15 +189,13 @@ class ReferenceDecoder:
             values = message.tuple_data(width)
             if old is not None:
                 values = [
-                    was if now is _UNCHANGED and (whole or column.identity) else now
+                    was if now is UNCHANGED and (whole or column.identity) else now
                     for now, was, column in zip(values, old, relation.columns, strict=True)
                 ]
         self._event(kind.decode(), relation, values, old)
         self._open().seq += 1
 
-    def _event(
-        self, op: str, relation: RelationVersion, values: _Tuple, old: _Tuple | None
-    ) -> None:
+    def _event(self, op: str, relation: RelationVersion, values: Tuple, old: Tuple | None) -> None:
         transaction = self._open()
         transaction.events += 1
         unchanged: list[str] = []
@@ -201,7 +204,7 @@ class ReferenceDecoder:
         before: Row = {}
         for number, column in enumerate(relation.columns):
             row[column.stored] = _store(column, values[number], column.stored, raw)
-            if values[number] is _UNCHANGED:
+            if values[number] is UNCHANGED:
                 unchanged.append(column.stored)
             if old is not None and column.identity:
                 name = f"_before.{column.stored}"
@@ -221,7 +224,7 @@ class ReferenceDecoder:
         row |= {"_raw": raw or None, "day": transaction.committed_at.date()}
         self._decoded.events.append((relation, row))
 
-    def _open(self) -> _Transaction:
+    def _open(self) -> Transaction:
         if self._transaction is None:
             raise DecodeError("a message outside of a transaction")
         return self._transaction
@@ -233,10 +236,10 @@ class ReferenceDecoder:
 
 
 def _store(
-    column: Column, value: bytes | _Unchanged | None, name: str, raw: dict[str, str]
+    column: Column, value: bytes | Unchanged | None, name: str, raw: dict[str, str]
 ) -> object:
     """What the typed column holds; where only the text will do, that goes to `raw`."""
-    if value is None or value is _UNCHANGED:
+    if value is None or value is UNCHANGED:
         return None
     assert isinstance(value, bytes)
     try:
@@ -380,17 +383,17 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise DecodeError("a name is not UTF-8") from error
 
-    def tuple_data(self, width: int) -> _Tuple:
+    def tuple_data(self, width: int) -> Tuple:
         if self.uint16() != width:
             raise DecodeError("a row of another width than its relation")
         return [self._value() for _ in range(width)]
 
-    def _value(self) -> bytes | _Unchanged | None:
+    def _value(self) -> bytes | Unchanged | None:
         match self.take(1):
             case b"n":
                 return None
             case b"u":
-                return _UNCHANGED
+                return UNCHANGED
             case b"t":
                 return self.take(self.uint32())
             case kind:

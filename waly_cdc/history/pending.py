@@ -43,6 +43,7 @@ from waly_cdc.errors import ArchiveCorrupt
 from waly_cdc.journal import reader
 from waly_cdc.journal.chunks import JournalChunk
 from waly_cdc.lsn import Lsn
+from waly_cdc.plugins import PGOUTPUT
 from waly_cdc.relations import RelationVersion, StreamRelation
 from waly_cdc.tables import Gap
 
@@ -53,7 +54,6 @@ TRIES = 5
 """How often contents and tail are read while a sidecar seals; then the sealed part must do."""
 
 _FOLDER = "pending"
-_PLUGIN = "pgoutput"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +139,14 @@ class _Tail:
         """Take as much as there is and can be. Raises FileNotFoundError where a file was trimmed
         meanwhile."""
         source = self._sealed.source
-        if source is None or source.plugin != _PLUGIN:
+        if source is None:
             return
         size = 0
         try:
+            if source.plugin != PGOUTPUT:
+                if any(stored.lengths for stored in reader.read(journal, self._sealed.horizon)):
+                    self.cut = f"what {source.plugin} sends tells too little before it is sealed"
+                return
             for stored in reader.read(journal, self._sealed.horizon):
                 size += len(stored.data)
                 if size > TAIL_BYTES:
@@ -161,7 +165,7 @@ class _Tail:
         try:
             self._decode(chunk)
         except _NewShape as shape:
-            count, _ = chunk.committed(shape.lsn.value)
+            count, _ = self._decoder.committed(chunk, shape.lsn)
             if count:
                 self._decode(chunk.split(count)[0])
             self._horizon = max(self._horizon, shape.lsn)

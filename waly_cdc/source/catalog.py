@@ -6,13 +6,13 @@ somebody else holds on a table, but for `sequences`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString, NamedTuple
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 
 from waly_cdc.errors import SourceError, UsageError
 from waly_cdc.lsn import Lsn
@@ -77,7 +77,8 @@ class Table:
     where one is set, else of the primary key. It is empty where there is none that the stream could
     tell rows apart by: a deferrable key (rows may swap it within a transaction), or one over a
     generated column. `followed` says whether the server can publish updates and deletes: publishing
-    them for other tables makes the application's own statements fail. `row_estimate` and `bytes`
+    them for other tables makes the application's own statements fail. `generated` names
+    generated columns by attnum. `row_estimate` and `bytes`
     are as of the last VACUUM or ANALYZE, or 0.
     """
 
@@ -87,7 +88,7 @@ class Table:
     replica_identity: str
     persistence: str
     columns: tuple[TableColumn, ...]
-    generated: tuple[str, ...]
+    generated: Mapping[int, str]
     key: tuple[str, ...]
     followed: bool
     row_estimate: int
@@ -168,6 +169,7 @@ WHERE c.relkind = 'r' AND c.relpersistence IN ('p', 'u') AND c.oid >= 16384
 ORDER BY n.nspname, c.relname
 """
 _ONE: LiteralString = "WHERE c.oid = %s"
+_NAMED: LiteralString = "WHERE n.nspname = %s AND c.relname = %s AND c.relkind = 'r'"
 
 _SEQUENCES = """
 SELECT n.nspname, c.relname
@@ -180,6 +182,9 @@ ORDER BY n.nspname, c.relname
 """
 _SEQUENCE_BATCH = 200
 _SEQUENCE_TRIES = 5
+
+FIRST_USER_OID = 16384
+"""Tables with a smaller oid are the server's own (`FirstNormalObjectId`)."""
 
 GENERATED_REFUSED = 180000
 """From this version on the server refuses to update a published table whose replica identity has a
@@ -254,6 +259,30 @@ def table(connection: psycopg.Connection, oid: int) -> Table | None:
     return None if row is None else _table(row, connection.info.server_version)
 
 
+def named_table(connection: psycopg.Connection, schema: str, name: str) -> Table | None:
+    """The ordinary table or leaf partition that has a name now; None if there is none, or it is not
+    one of the user's that are logged. Raises SourceError."""
+    with source_errors():
+        row = connection.execute(_TABLES + _NAMED, (schema, name)).fetchone()
+    if row is None or row[0] < FIRST_USER_OID or row[4] != "p":
+        return None
+    return _table(row, connection.info.server_version)
+
+
+def typmod_of(connection: psycopg.Connection, type_oid: int, type_name: str) -> int:
+    """The typmod of a type by its name, which `format_type` gave; -1 where there is none, or the
+    type is gone. Nothing is executed: the server describes a query. Raises SourceError."""
+    pgconn = connection.pgconn
+    with source_errors():
+        made = pgconn.prepare(b"", f"SELECT NULL::{type_name}".encode())
+        if made.status != pq.ExecStatus.COMMAND_OK:
+            return -1
+        described = pgconn.describe_prepared(b"")
+        # A domain is described as the type below it, and has no typmod of its own.
+        same = described.nfields == 1 and described.ftype(0) == type_oid
+        return described.fmod(0) if same else -1
+
+
 def sequences(connection: psycopg.Connection) -> list[SequenceState]:
     """Every sequence that this role may read, exactly as it stands now.
 
@@ -318,7 +347,7 @@ def _table(row: tuple[Any, ...], server_version: int) -> Table:
             for attnum, column, type_oid, typmod, type_name, not_null, generation in attributes
             if not generation
         ),
-        generated=tuple(names[attnum] for attnum in sorted(generated)),
+        generated={attnum: names[attnum] for attnum in sorted(generated)},
         key=() if generated.intersection(key) else tuple(names[attnum] for attnum in key),
         followed=publishable,
         row_estimate=row[8],

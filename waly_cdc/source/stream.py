@@ -61,7 +61,7 @@ class ReplicationStream:
         self._server_time: datetime | None = None
         self._reply_wanted = False
         self._connection = connect(dsn, replication=True)
-        given = ", ".join(f"{name} {_literal(value)}" for name, value in options.items())
+        given = ", ".join(f'"{name}" {_literal(value)}' for name, value in options.items())
         command = f'START_REPLICATION SLOT "{slot}" LOGICAL {start} ({given})'
         deadline = time.monotonic() + BUSY_RETRY
         while (begun := self._begin(command)) is None:
@@ -129,7 +129,7 @@ class ReplicationStream:
         self._connection.close()
 
 
-def plugin_options(publications: Sequence[str]) -> dict[str, str]:
+def pgoutput_options(publications: Sequence[str]) -> dict[str, str]:
     """Options of pgoutput: text values, whole transactions, our logical messages."""
     names = ",".join('"' + name.replace('"', '""') + '"' for name in publications)
     return {"proto_version": "1", "publication_names": names, "messages": "true"}

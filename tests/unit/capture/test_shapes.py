@@ -21,7 +21,7 @@ class Catalog:
             TableColumn(attnum, name, 25, -1, "text", False, attnum == 1)
             for attnum, name in self.names.items()
         )
-        return Table(oid, "public", "t", "d", "p", columns, (), ("id",), True, 0, 0, True, True)
+        return Table(oid, "public", "t", "d", "p", columns, {}, ("id",), True, 0, 0, True, True)
 
 
 def stream(names: str) -> StreamRelation:

@@ -8,15 +8,15 @@ from waly_cdc.cli.archive import interruptible
 from waly_cdc.cli.options import State, global_options, pass_state
 from waly_cdc.cli.rendering import init_result
 from waly_cdc.errors import UsageError
+from waly_cdc.plugins import PGOUTPUT, WAL2JSON
 
 
 @click.command("init")
 @click.option("--if-not-exists", is_flag=True, help="No error where the archive is already.")
 @click.option(
     "--plugin",
-    type=click.Choice(["pgoutput"]),
-    default="pgoutput",
-    help="The server's output plugin.",
+    type=click.Choice([PGOUTPUT, WAL2JSON]),
+    help="The server's output plugin (default: pgoutput).",
 )
 @click.option("--table", "tables", metavar="PATTERN", multiple=True, help="Only these tables.")
 @click.option("--exclude", metavar="PATTERN", multiple=True, help="Not these tables.")
@@ -39,7 +39,7 @@ from waly_cdc.errors import UsageError
 def command(
     state: State,
     if_not_exists: bool,
-    plugin: str,  # noqa: ARG001 - there is one so far
+    plugin: str | None,
     tables: tuple[str, ...],
     exclude: tuple[str, ...],
     slot: str | None,
@@ -51,6 +51,9 @@ def command(
 
     A PATTERN is a name or schema.name with * and ?. On the server it creates a replication slot and
     two publications, both named after the database; `waly slot drop` removes them.
+
+    With --plugin wal2json there are no publications, for servers where none may be made; `waly
+    check --plugin wal2json` names what that plugin cannot tell.
 
     --new-era is for an archive that cannot go on: `waly run` has said why, and ended with exit code
     13. All that it holds stays. A new slot takes the place of the old one, every table gets a new
@@ -64,6 +67,8 @@ def command(
         raise UsageError("--new-era is for an archive that exists: leave out --if-not-exists")
     if confirm_source is not None and not new_era:
         raise UsageError("--confirm-source needs --new-era")
+    if new_era and plugin is not None:
+        raise UsageError("an archive keeps its plugin: leave out --plugin")
     state.set(slot=slot)
     settings = replace(CaptureSettings.of(state.config), failover=failover)
     note = state.output.note
@@ -80,6 +85,7 @@ def command(
             result = initialise(
                 settings,
                 if_not_exists=if_not_exists,
+                plugin=plugin,
                 tables=tables,
                 exclude=exclude,
                 on_progress=note,
