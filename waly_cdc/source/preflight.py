@@ -15,6 +15,7 @@ import psycopg
 
 from waly_cdc import embedded
 from waly_cdc.findings import FAIL, PASS, WARN, Finding
+from waly_cdc.plugins import WAL2JSON
 from waly_cdc.sizes import size_text
 from waly_cdc.source import catalog, slot
 from waly_cdc.source.connect import connect, source_errors
@@ -22,11 +23,11 @@ from waly_cdc.source.preflight_look import Look
 from waly_cdc.source.preflight_role import ROLE_CHECKS
 from waly_cdc.source.preflight_standby import failover, standby
 from waly_cdc.source.preflight_tables import TABLE_CHECKS
+from waly_cdc.source.preflight_wal2json import WAL2JSON_CHECKS
 
 OLDEST, NEWEST = 14, 18
 """The major versions of PostgreSQL that waly is made for."""
 
-_PLUGIN = "pgoutput"
 _PATIENCE_SECONDS = 10
 """A transaction that has been open for longer is reported: creating a slot waits for it."""
 
@@ -37,10 +38,13 @@ _RESTART = f"{_RELOAD}\n-- then restart the server"
 """After a setting that only a restart changes: the reload makes the server say that it waits."""
 
 
-def check(dsn: str, archive: Path | None, slot_name: str | None = None) -> list[Finding]:
+def check(
+    dsn: str, archive: Path | None, slot_name: str | None = None, plugin: str | None = None
+) -> list[Finding]:
     """Everything that stands in the way of capture, and what was found in order.
 
-    `slot_name` None means the one named after the database. Raises SourceError, SourceLost when the
+    `slot_name` None means the one named after the database, `plugin` None that of the slot, or
+    pgoutput. Raises SourceError, SourceLost when the
     server cannot be asked at all.
     """
     with (
@@ -48,7 +52,7 @@ def check(dsn: str, archive: Path | None, slot_name: str | None = None) -> list[
         connect(dsn, autocommit=False, application_name="waly check") as connection,
     ):
         connection.read_only = True
-        findings = list(_server_findings(connection, slot_name))
+        findings = list(_server_findings(connection, slot_name, plugin))
         size = connection.execute("SELECT pg_database_size(current_database())").fetchone()
         major = connection.info.server_version // 10000
     if archive is not None:
@@ -57,7 +61,9 @@ def check(dsn: str, archive: Path | None, slot_name: str | None = None) -> list[
     return findings
 
 
-def _server_findings(connection: psycopg.Connection, slot_name: str | None) -> Iterator[Finding]:
+def _server_findings(
+    connection: psycopg.Connection, slot_name: str | None, plugin: str | None
+) -> Iterator[Finding]:
     facts = catalog.server_facts(connection)
     yield Finding(
         "connection",
@@ -75,8 +81,10 @@ def _server_findings(connection: psycopg.Connection, slot_name: str | None) -> I
         facts=facts,
         slot_name=slot.check_name(slot_name or slot.default_name(facts.database)),
         tables=catalog.tables(connection, unlogged=True),
+        wanted_plugin=plugin,
     )
-    for examine in (*_SERVER_CHECKS, *ROLE_CHECKS, *TABLE_CHECKS):
+    plugin_checks = WAL2JSON_CHECKS if look.plugin == WAL2JSON else ()
+    for examine in (*_SERVER_CHECKS, *plugin_checks, *ROLE_CHECKS, *TABLE_CHECKS):
         yield from examine(look)
 
 
@@ -159,7 +167,7 @@ def _slot(look: Look) -> Iterator[Finding]:
     if found is None:
         message = "the slot does not exist yet: `waly init` makes it"
         yield Finding("slot", PASS, look.slot_name, message)
-    elif found.database != look.facts.database or found.plugin != _PLUGIN:
+    elif found.database != look.facts.database or found.plugin != look.plugin:
         yield Finding(
             "slot",
             FAIL,
@@ -245,19 +253,29 @@ def _plugin(look: Look) -> Iterator[Finding]:
     """Newer minor versions load no output plugin but those that a setting names."""
     # None also where the role may not see it.
     allowed = look.settings.get("output_plugin_libraries")
-    if allowed is None or _PLUGIN in listed_names(allowed):
-        yield Finding("output_plugin", PASS, _PLUGIN, "the output plugin may be used")
+    if allowed is None or look.plugin in listed_names(allowed):
+        yield Finding("output_plugin", PASS, look.plugin, "the output plugin may be used")
         return
-    names = [*(name for name in listed_names(allowed) if "," not in name), _PLUGIN]
-    listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
     yield Finding(
         "output_plugin",
         FAIL,
-        _PLUGIN,
-        f"the output plugin may not be used: output_plugin_libraries is {allowed}. Each name needs"
-        " quotes of its own",
-        f"ALTER SYSTEM SET output_plugin_libraries = {listed}; {_RELOAD}",
+        look.plugin,
+        f"the output plugin may not be used: output_plugin_libraries is {allowed}. It must be a"
+        " list, in which each name has quotes of its own",
+        permission(allowed, look.plugin),
     )
+
+
+def permission(allowed: str, plugin: str) -> str:
+    """The statements that let the server use a plugin besides those that it may use.
+
+    A string that holds several names is one name to the server, which fits no plugin: it is taken
+    apart, because all of them were meant.
+    """
+    meant = [part.strip() for name in listed_names(allowed) for part in name.split(",")]
+    names = dict.fromkeys([*filter(None, meant), plugin])
+    listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+    return f"ALTER SYSTEM SET output_plugin_libraries = {listed}; {_RELOAD}"
 
 
 def listed_names(setting: str) -> list[str]:

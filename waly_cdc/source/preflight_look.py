@@ -9,22 +9,31 @@ from typing import Any, LiteralString
 
 import psycopg
 
+from waly_cdc.plugins import PGOUTPUT, WAL2JSON
 from waly_cdc.source import publication, slot
 from waly_cdc.source.catalog import ServerFacts, Table
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the checks look at. `tables` includes unlogged ones."""
+    """What the checks look at. `tables` includes unlogged ones; `wanted_plugin` None means that of
+    the slot, if it exists, else pgoutput."""
 
     connection: psycopg.Connection
     facts: ServerFacts
     slot_name: str
     tables: list[Table]
+    wanted_plugin: str | None = None
 
     @cached_property
     def slot_info(self) -> slot.SlotInfo | None:
         return slot.info(self.connection, self.slot_name)
+
+    @cached_property
+    def plugin(self) -> str:
+        """The output plugin that changes come by."""
+        existing = self.slot_info.plugin if self.slot_info else None
+        return self.wanted_plugin or (existing if existing == WAL2JSON else PGOUTPUT)
 
     @cached_property
     def publications(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import LiteralString
 
 from waly_cdc.findings import FAIL, PASS, WARN, Finding
+from waly_cdc.plugins import PGOUTPUT
 from waly_cdc.relations import (
     IDENTITY_DEFAULT,
     IDENTITY_FULL,
@@ -45,6 +46,8 @@ def _publishing_updates(look: Look, table: Table) -> list[str]:
     Nothing needs to be said of a publication that `init` is going to make.
     """
     made_by_init = look.publications[1] is None and look.may_not_publish is None
+    if look.plugin != PGOUTPUT:
+        return []
     if made_by_init or look.is_kept_by_trigger:
         return []
     _, keyed = publication.names(look.slot_name)
@@ -71,6 +74,8 @@ def _lack_of_identity(table: Table, index: str | None, full_fits: bool) -> tuple
 
 
 def _publications(look: Look) -> Iterator[Finding]:
+    if look.plugin != PGOUTPUT:
+        return
     wanted = publication.creation(look.slot_name, look.logged, every_table=look.facts.is_superuser)
     obstacle = look.may_not_publish
     for name, found, statement in zip(

@@ -6,14 +6,20 @@ from rich.text import Text
 
 from waly_cdc.cli.options import State, global_options, pass_state
 from waly_cdc.cli.rendering import SEVERITY_STYLES
+from waly_cdc.plugins import PGOUTPUT, WAL2JSON
 
 
 @click.command("check")
 @click.option("--fix-sql", is_flag=True, help="Print only a psql script that mends what was found.")
 @click.option("--slot", metavar="NAME", help="Slot (default: named after the database).")
+@click.option(
+    "--plugin",
+    type=click.Choice([PGOUTPUT, WAL2JSON]),
+    help="Output plugin (default: that of the slot, else pgoutput).",
+)
 @global_options
 @pass_state
-def command(state: State, fix_sql: bool, slot: str | None) -> int:
+def command(state: State, fix_sql: bool, slot: str | None, plugin: str | None) -> int:
     """Look whether server, role, tables and archive are ready for capture.
 
     Only reads; runs nothing that changes anything. Exit code 6 for a blocking problem.
@@ -26,7 +32,7 @@ def command(state: State, fix_sql: bool, slot: str | None) -> int:
 
     state.set(slot=slot)
     config = state.config
-    findings = preflight.check(config["dsn"] or "", config["archive"], config["slot"])
+    findings = preflight.check(config["dsn"] or "", config["archive"], config["slot"], plugin)
     result = worst(findings)
     exit_code = 6 if result == FAIL else 0
     if fix_sql and not state.json:
