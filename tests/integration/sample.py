@@ -15,6 +15,7 @@ from waly_cdc.capture.initialise import initialise
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.sidecar import run
 from waly_cdc.lsn import Lsn
+from waly_cdc.plugins import PGOUTPUT
 from waly_cdc.source import slot
 from waly_cdc.source.connect import connect
 from waly_cdc.source.copy import snapshot_transaction
@@ -83,26 +84,43 @@ def photograph(dsn: str) -> Photo:
             return Photo(created.consistent_point, rows_of(connection))
 
 
-def capture(dsn: str, archive: Path) -> None:
-    """Everything up to now, in small seals."""
-    run(CaptureSettings(dsn, archive, seal_size=20_000, sample=False), once=True)
+@dataclass(frozen=True)
+class Beside:
+    """Another archive of the same database, with a slot and a plugin of its own."""
+
+    archive: Path
+    slot: str
+    plugin: str
 
 
-def build(dsn: str, archive: Path) -> Sample:
-    """Make the database, its history and its archive."""
+def build(dsn: str, archive: Path, beside: Beside | None = None) -> Sample:
+    """Make the database, its history and its archive, and one beside it if wanted."""
     photos: dict[str, Photo] = {}
+    captures = [(CaptureSettings(dsn, archive, seal_size=20_000, sample=False), PGOUTPUT)]
+    if beside is not None:
+        settings = CaptureSettings(
+            dsn, beside.archive, slot=beside.slot, seal_size=20_000, sample=False
+        )
+        captures.append((settings, beside.plugin))
+
+    def capture() -> None:
+        """Everything up to now, in small seals."""
+        for settings, _ in captures:
+            run(settings, once=True)
+
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(SCHEMA)
         churn(connection, 1, 20)
-        initialise(CaptureSettings(dsn, archive, sample=False))
+        for settings, plugin in captures:
+            initialise(settings, plugin=plugin)
         photos["baseline"] = photograph(dsn)
         churn(connection, 2, 60)
         photos["churn"] = photograph(dsn)
         _exact_traps(connection)
         photos["traps"] = photograph(dsn)
-        capture(dsn, archive)
+        capture()
         churn(connection, 3, 60)
-        capture(dsn, archive)
+        capture()
         connection.execute(
             "truncate docs, bag; insert into docs values ('after', repeat('x', 9000), 't', '');"
             "update docs set title = 'u'; insert into bag values (1, 1, 'one', 1)"
@@ -113,12 +131,12 @@ def build(dsn: str, archive: Path) -> Sample:
         _change_shapes(connection, lambda: photos.update({PHOTOS[5]: photograph(dsn)}))
         churn(connection, 5, 20)
         photos["after change of shape"] = photograph(dsn)
-        capture(dsn, archive)
+        capture()
         churn(connection, 6, 20)
         connection.execute("truncate customers cascade")
         connection.execute("insert into customers (name) values ('last')")
         photos["latest"] = photograph(dsn)
-        capture(dsn, archive)
+        capture()
     return Sample(dsn, archive, photos)
 
 

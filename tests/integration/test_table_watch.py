@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import duckdb
 import pytest
 
+from tests.integration.archived import archived_rows
 from tests.integration.sample import live_rows
 from tests.running import execute, running, wait_for
 from waly_cdc.archive.contents import Contents, load
@@ -21,12 +21,10 @@ from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.sidecar import run
 from waly_cdc.errors import PointNotInArchive
 from waly_cdc.history.diff import diff
-from waly_cdc.history.jsonb import Literal, pg_text
+from waly_cdc.history.jsonb import Literal
 from waly_cdc.history.log import LogFilter, log
 from waly_cdc.history.moment import resolve
-from waly_cdc.history.session import identifier, session
-from waly_cdc.history.state import state_query
-from waly_cdc.history.texts import column_text
+from waly_cdc.history.session import session
 from waly_cdc.lsn import Lsn
 from waly_cdc.points import AtLsn, Latest
 
@@ -96,51 +94,15 @@ def settings(database: str, work_dir: Path) -> CaptureSettings:
     return settings
 
 
-def _archived_rows(settings: CaptureSettings, bound: Lsn | None = None) -> dict[str, list[str]]:
-    """The rows of every table as of a point, as PostgreSQL prints rows."""
-    store = LocalStore(settings.archive)
-    contents = load(store)
-    bound = bound or contents.horizon
-    found = {}
-    with session() as connection:
-        for oid in contents.relations:
-            relation = contents.version_at(oid, bound)
-            if relation is not None:
-                state = state_query(contents, store, relation, bound)
-                found[f"{relation.schema}.{relation.name}"] = _rows(connection, relation, state)
-    return found
-
-
-def _rows(connection: duckdb.DuckDBPyConnection, relation, state: str) -> list[str]:  # type: ignore[no-untyped-def]
-    texts = [f"{column_text(c)} as {identifier(c.stored)}" for c in relation.columns]
-    rows = connection.execute(f"select {', '.join(texts)} from ({state})").fetchall()
-    return sorted(
-        "("
-        + ",".join(
-            _in_row(pg_text(column, text))
-            for column, text in zip(relation.columns, row, strict=True)
-        )
-        + ")"
-        for row in rows
-    )
-
-
-def _in_row(text: str | None) -> str:
-    if text is None:
-        return ""
-    quoted = not text or any(character in text for character in '(),"\\ \n')
-    return '"' + text.replace("\\", "\\\\").replace('"', '""') + '"' if quoted else text
-
-
 @pytest.mark.parametrize("change", CHANGES)
 def test_after_a_run_the_archive_has_what_the_server_has(
     settings: CaptureSettings, change: str
 ) -> None:
     execute(settings.dsn, *CHANGES[change])
     run(settings, once=True)
-    assert _archived_rows(settings) == live_rows(settings.dsn)
+    assert archived_rows(settings) == live_rows(settings.dsn)
     run(settings, once=True)
-    assert _archived_rows(settings) == live_rows(settings.dsn)
+    assert archived_rows(settings) == live_rows(settings.dsn)
 
 
 def test_a_running_sidecar_catches_up_with_all_of_it(settings: CaptureSettings) -> None:
@@ -151,7 +113,7 @@ def test_a_running_sidecar_catches_up_with_all_of_it(settings: CaptureSettings) 
         if any(gap.end is None for gap in contents.gaps):
             return False
         try:
-            return _archived_rows(settings) == live_rows(settings.dsn)
+            return archived_rows(settings) == live_rows(settings.dsn)
         except PointNotInArchive:
             return False
 
@@ -161,7 +123,7 @@ def test_a_running_sidecar_catches_up_with_all_of_it(settings: CaptureSettings) 
                 execute(settings.dsn, *statements)
                 time.sleep(0.3)
         wait_for(caught_up)
-    assert _archived_rows(settings) == live_rows(settings.dsn)
+    assert archived_rows(settings) == live_rows(settings.dsn)
 
 
 def test_a_truncate_takes_no_new_baseline_while_the_sidecar_runs(
@@ -180,7 +142,7 @@ def test_a_truncate_takes_no_new_baseline_while_the_sidecar_runs(
     contents = load(store)
     assert contents.gaps == []
     assert len(contents.baselines) == 2
-    assert _archived_rows(settings) == live_rows(settings.dsn)
+    assert archived_rows(settings) == live_rows(settings.dsn)
 
 
 def test_between_the_change_and_the_new_baseline_nothing_is_guessed(
@@ -198,11 +160,11 @@ def test_between_the_change_and_the_new_baseline_nothing_is_guessed(
     (gap,) = contents.gaps
     assert gap.start == before
     assert gap.end is not None
-    assert _archived_rows(settings, before) == rows
-    assert _archived_rows(settings, gap.end) == live_rows(settings.dsn)
+    assert archived_rows(settings, before) == rows
+    assert archived_rows(settings, gap.end) == live_rows(settings.dsn)
     middle = Lsn(gap.end.value - 1)
     with pytest.raises(PointNotInArchive, match="its rows were rewritten"):
-        _archived_rows(settings, middle)
+        archived_rows(settings, middle)
 
 
 def test_a_dropped_table_is_gone_from_then_on_and_still_there_before(
@@ -211,8 +173,8 @@ def test_a_dropped_table_is_gone_from_then_on_and_still_there_before(
     before = load(LocalStore(settings.archive)).horizon
     execute(settings.dsn, "drop table doomed")
     run(settings, once=True)
-    assert "public.doomed" not in _archived_rows(settings)
-    assert _archived_rows(settings, before)["public.doomed"] == ["(1)"]
+    assert "public.doomed" not in archived_rows(settings)
+    assert archived_rows(settings, before)["public.doomed"] == ["(1)"]
 
 
 def test_a_kill_while_a_new_baseline_is_copied_leaves_nothing_undone(
@@ -228,7 +190,7 @@ def test_a_kill_while_a_new_baseline_is_copied_leaves_nothing_undone(
         )
         assert killed.returncode == -signal.SIGKILL, failpoint
     run(settings, once=True)
-    assert _archived_rows(settings) == live_rows(settings.dsn)
+    assert archived_rows(settings) == live_rows(settings.dsn)
 
 
 def test_a_dropped_table_has_its_log_and_shows_in_a_difference(settings: CaptureSettings) -> None:
@@ -276,11 +238,11 @@ def test_a_table_that_is_not_published_whole_is_not_known_until_it_is(
     )
     run(settings, once=True)
     with pytest.raises(PointNotInArchive, match="not published"):
-        _archived_rows(settings)
+        archived_rows(settings)
     execute(
         settings.dsn,
         f"alter publication {name} drop table kept",
         f"alter publication {name} add table kept",
     )
     run(settings, once=True)
-    assert _archived_rows(settings) == live_rows(settings.dsn)
+    assert archived_rows(settings) == live_rows(settings.dsn)

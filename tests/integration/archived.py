@@ -1,0 +1,50 @@
+"""The rows of an archive, as PostgreSQL prints rows."""
+
+from __future__ import annotations
+
+import duckdb
+
+from waly_cdc.archive.contents import load
+from waly_cdc.archive.store import LocalStore
+from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.history.jsonb import pg_text
+from waly_cdc.history.session import identifier, session
+from waly_cdc.history.state import state_query
+from waly_cdc.history.texts import column_text
+from waly_cdc.lsn import Lsn
+
+
+def archived_rows(settings: CaptureSettings, bound: Lsn | None = None) -> dict[str, list[str]]:
+    """The rows of every table as of a point, as PostgreSQL prints rows."""
+    store = LocalStore(settings.archive)
+    contents = load(store)
+    bound = bound or contents.horizon
+    found = {}
+    with session() as connection:
+        for oid in contents.relations:
+            relation = contents.version_at(oid, bound)
+            if relation is not None:
+                state = state_query(contents, store, relation, bound)
+                found[f"{relation.schema}.{relation.name}"] = _rows(connection, relation, state)
+    return found
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, relation, state: str) -> list[str]:  # type: ignore[no-untyped-def]
+    texts = [f"{column_text(c)} as {identifier(c.stored)}" for c in relation.columns]
+    rows = connection.execute(f"select {', '.join(texts)} from ({state})").fetchall()
+    return sorted(
+        "("
+        + ",".join(
+            _in_row(pg_text(column, text))
+            for column, text in zip(relation.columns, row, strict=True)
+        )
+        + ")"
+        for row in rows
+    )
+
+
+def _in_row(text: str | None) -> str:
+    if text is None:
+        return ""
+    quoted = not text or any(character in text for character in '(),"\\ \n')
+    return '"' + text.replace("\\", "\\\\").replace('"', '""') + '"' if quoted else text
