@@ -170,12 +170,16 @@ class RelationVersion:
 
     def matches(self, relation: StreamRelation) -> bool:
         """Whether a Relation message describes this very shape."""
-        return (
-            (self.oid, self.schema, self.name, self.replica_identity)
-            == (relation.oid, relation.schema, relation.name, relation.replica_identity)
-        ) and relation.columns == tuple(
-            StreamColumn(column.name, column.type_oid, column.typmod, column.identity)
-            for column in self.columns
+        return self.to_stream() == relation
+
+    def to_stream(self) -> StreamRelation:
+        """The relation as a Relation message describes it."""
+        return StreamRelation(
+            self.oid,
+            self.schema,
+            self.name,
+            self.replica_identity,
+            tuple(StreamColumn(c.name, c.type_oid, c.typmod, c.identity) for c in self.columns),
         )
 
     def to_json(self) -> dict[str, Any]:

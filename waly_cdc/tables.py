@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from waly_cdc.lsn import Lsn
 
 
+class HeapColumn(NamedTuple):
+    """A column as its table's rows hold it. `written_by` is the transaction that last wrote its row
+    in `pg_attribute`, `rest` what that row says otherwise."""
+
+    attnum: int
+    name: str
+    type_oid: int
+    typmod: int
+    generated: bool
+    written_by: int
+    rest: str
+
+
 @dataclass(frozen=True, slots=True)
 class Heap:
-    """Where a table's rows lie: its file, and the attnums of columns that older rows have a default
-    for without holding it.
+    """Where a table's rows lie, and how they are read: what tells that rows or names changed.
+
+    `filenode` is their file; `filled` are the attnums of columns that older rows have a default for
+    without holding it; `attributes` counts all columns that there ever were; `texts` are the labels
+    of enum types and the fields of composite types that values are printed with; `form` is a digest
+    of the table's names, key and replica identity; `followed` as in `Table`.
 
     A statement that rewrites a table (ALTER COLUMN … TYPE, ADD COLUMN with a volatile default, …)
     gives it a new file and sends no event for the rows in it. ADD COLUMN with a constant default
@@ -23,24 +40,50 @@ class Heap:
     oid: int
     filenode: int
     filled: tuple[int, ...]
+    attributes: int
+    columns: tuple[HeapColumn, ...]
+    texts: tuple[tuple[str, str], ...]
+    form: str
+    followed: bool
 
     def to_json(self) -> dict[str, Any]:
-        return {"oid": self.oid, "filenode": self.filenode, "filled": list(self.filled)}
+        return {
+            "oid": self.oid,
+            "filenode": self.filenode,
+            "filled": list(self.filled),
+            "attributes": self.attributes,
+            "columns": [list(column) for column in self.columns],
+            "texts": [list(text) for text in self.texts],
+            "form": self.form,
+            "followed": self.followed,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Heap:
-        return cls(data["oid"], data["filenode"], tuple(data["filled"]))
+        return cls(
+            data["oid"],
+            data["filenode"],
+            tuple(data["filled"]),
+            data["attributes"],
+            tuple(HeapColumn(*column) for column in data["columns"]),
+            tuple((what, text) for what, text in data["texts"]),
+            data["form"],
+            data["followed"],
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """LSNs at which a table's rows are not known, `start` and `end` excluded: rows changed after
-    `start` without events, and a baseline at `end` has them all. `end` None: there is none yet."""
+    """LSNs at which a table's state is not known, `start` and `end` excluded: something changed
+    after `start` without an event. At `end` all is known again, by a new baseline where rows had
+    changed. `end` None: not yet. One that ends where it starts was none: it is withdrawn. `rows`
+    False: no row changed in it but by events, only the table's shape is not known."""
 
     oid: int
     start: Lsn
     end: Lsn | None
     reason: str
+    rows: bool = True
 
     def holds(self, lsn: Lsn) -> bool:
         return self.start < lsn and (self.end is None or lsn < self.end)
@@ -51,17 +94,18 @@ class Gap:
             "from": str(self.start),
             "to": str(self.end) if self.end else None,
             "reason": self.reason,
+            "rows": self.rows,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Gap:
         end = Lsn.parse(data["to"]) if data["to"] else None
-        return cls(data["oid"], Lsn.parse(data["from"]), end, data["reason"])
+        return cls(data["oid"], Lsn.parse(data["from"]), end, data["reason"], data["rows"])
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The end of a table: it was there at `after`, and gone at `by`."""
+    """The end of a table: it was there at `after`, and gone at `by`. Between is a gap."""
 
     oid: int
     after: Lsn

@@ -12,6 +12,7 @@ from waly_cdc.history.session import identifier, session
 from waly_cdc.history.state import state_query
 from waly_cdc.history.texts import column_text
 from waly_cdc.lsn import Lsn
+from waly_cdc.relations import RelationVersion
 
 
 def archived_rows(settings: CaptureSettings, bound: Lsn | None = None) -> dict[str, list[str]]:
@@ -25,18 +26,23 @@ def archived_rows(settings: CaptureSettings, bound: Lsn | None = None) -> dict[s
             relation = contents.version_at(oid, bound)
             if relation is not None:
                 state = state_query(contents, store, relation, bound)
-                found[f"{relation.schema}.{relation.name}"] = _rows(connection, relation, state)
+                found[f"{relation.schema}.{relation.name}"] = archived_texts(
+                    connection, relation, state
+                )
     return found
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, relation, state: str) -> list[str]:  # type: ignore[no-untyped-def]
-    texts = [f"{column_text(c)} as {identifier(c.stored)}" for c in relation.columns]
+def archived_texts(
+    connection: duckdb.DuckDBPyConnection, relation: RelationVersion, state: str
+) -> list[str]:
+    """The rows that a state's statement gives, sorted."""
+    texts = [f"{column_text(c)} as {identifier(c.stored)}" for c in relation.columns] or ["1"]
     rows = connection.execute(f"select {', '.join(texts)} from ({state})").fetchall()
     return sorted(
         "("
         + ",".join(
             _in_row(pg_text(column, text))
-            for column, text in zip(relation.columns, row, strict=True)
+            for column, text in zip(relation.columns, row, strict=False)
         )
         + ")"
         for row in rows
@@ -46,5 +52,5 @@ def _rows(connection: duckdb.DuckDBPyConnection, relation, state: str) -> list[s
 def _in_row(text: str | None) -> str:
     if text is None:
         return ""
-    quoted = not text or any(character in text for character in '(),"\\ \n')
+    quoted = not text or any(character in text for character in '(),"\\ \t\n\r\v\f')
     return '"' + text.replace("\\", "\\\\").replace('"', '""') + '"' if quoted else text

@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
+import pyarrow.parquet as pq
 import pytest
 
 from tests.integration.archived import archived_rows
@@ -16,8 +19,11 @@ from tests.integration.sample import live_rows
 from tests.running import execute, running, wait_for
 from waly_cdc.archive.contents import Contents, load
 from waly_cdc.archive.store import LocalStore
+from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture.baseline import Snapshot, copy_tables
 from waly_cdc.capture.initialise import initialise
 from waly_cdc.capture.settings import CaptureSettings
+from waly_cdc.capture.shapes import Shapes
 from waly_cdc.capture.sidecar import run
 from waly_cdc.errors import PointNotInArchive
 from waly_cdc.history.diff import diff
@@ -27,12 +33,29 @@ from waly_cdc.history.moment import resolve
 from waly_cdc.history.session import session
 from waly_cdc.lsn import Lsn
 from waly_cdc.points import AtLsn, Latest
+from waly_cdc.source import catalog, slot
+from waly_cdc.source.connect import connect
+from waly_cdc.source.copy import snapshot_transaction
+from waly_cdc.source.heaps import heaps
 
 SCHEMA = """
 create table kept (id int primary key, v text);
 create table doomed (id int primary key);
+create table wide (id int primary key, a text, b text, n numeric(5, 2), at timestamptz,
+                   spare text);
+create table computed (id int primary key, made text generated always as ('x') stored);
+create table whole (id int primary key, v text);
+alter table whole replica identity full;
+create table loose (id int, v text);
+create type mood as enum ('sad', 'ok');
+create type place as (street text, feeling mood);
+create table felt (id int primary key, plain mood, many mood[], whole place);
 insert into kept select n, 'v' || n from generate_series(1, 50) n;
 insert into doomed values (1);
+insert into wide values (1, 'a1', 'b1', 1.50, '2026-11-24 14:00+00'), (2, 'a2', 'b2', 2, null);
+insert into whole values (1, 'one'), (2, 'two');
+insert into loose values (1, 'one'), (2, 'two');
+insert into felt values (1, 'sad', '{sad,ok}', '(a,sad)'), (2, 'ok', '{}', '(b,ok)');
 """
 
 CHANGES = {
@@ -76,6 +99,65 @@ CHANGES = {
     ),
     "vacuumed": ("vacuum full kept", "update kept set v = 'v' where id = 1"),
     "truncated": ("truncate kept", "insert into kept values (1, 'new')"),
+    "truncated and rewritten": (
+        "truncate kept",
+        "insert into kept values (1, 'new')",
+        "alter table kept alter v type text using upper(v)",
+    ),
+    "truncated, and filled without being logged": (
+        "truncate loose",
+        "alter table loose set unlogged",
+        "insert into loose values (1, 'new')",
+        "alter table loose set logged",
+    ),
+    "truncated in a savepoint": (
+        "begin; insert into kept values (99, 'x'); savepoint s; truncate kept; release s; commit",
+        "insert into kept values (1, 'new')",
+    ),
+    "a column less": ("alter table wide drop column spare",),
+    "a column more": ("alter table wide add column c text",),
+    "a column gone and there again": (
+        "alter table wide drop column b",
+        "alter table wide add column b text",
+        "update wide set b = 'new' where id = 1",
+    ),
+    "two columns exchanged": (
+        "alter table wide rename b to other",
+        "alter table wide rename a to b",
+        "alter table wide rename other to a",
+        "update wide set a = 'new' where id = 1",
+    ),
+    "a longer numeric": (
+        "alter table wide alter n type numeric(9, 2)",
+        "update wide set n = 1234567.89 where id = 1",
+    ),
+    "another type without a rewrite": ("alter table wide alter at type timestamp",),
+    "a generated column made an ordinary one": (
+        "alter table computed alter made drop expression",
+        "insert into computed values (2, 'y')",
+    ),
+    "another key under identity full": (
+        "alter table whole drop constraint whole_pkey",
+        "insert into whole values (1, 'one more'), (3, 'three')",
+        "delete from whole where v = 'one'",
+        "alter table whole add primary key (v)",
+        "update whole set id = 3 where v = 'two'",
+    ),
+    "an identity after updates": (
+        "update loose set v = 'lost' where id = 1",
+        "alter table loose replica identity full",
+        "update loose set v = 'seen' where id = 2",
+    ),
+    "a value of an enum by another name": (
+        "alter type mood rename value 'sad' to 'blue'",
+        "update felt set many = '{blue}' where id = 2",
+    ),
+    "a composite type with more fields": ("alter type place add attribute number int",),
+    "there between two looks only": (
+        "create table passing (id int primary key)",
+        "insert into passing values (1)",
+        "drop table passing",
+    ),
     "a key that came later": (
         "create table keyless (id int, v text)",
         "insert into keyless values (1, 'a'), (2, 'b')",
@@ -141,7 +223,7 @@ def test_a_truncate_takes_no_new_baseline_while_the_sidecar_runs(
             time.sleep(2.5)
     contents = load(store)
     assert contents.gaps == []
-    assert len(contents.baselines) == 2
+    assert {baseline.lsn for baseline in contents.baselines} == {contents.beginning}
     assert archived_rows(settings) == live_rows(settings.dsn)
 
 
@@ -191,6 +273,103 @@ def test_a_kill_while_a_new_baseline_is_copied_leaves_nothing_undone(
         assert killed.returncode == -signal.SIGKILL, failpoint
     run(settings, once=True)
     assert archived_rows(settings) == live_rows(settings.dsn)
+
+
+def test_columns_have_the_names_that_the_server_has(settings: CaptureSettings) -> None:
+    execute(
+        settings.dsn,
+        "alter table wide rename a to renamed",
+        "alter table wide drop column n",
+        "alter table doomed rename to alive",
+    )
+    run(settings, once=True)
+    contents = load(LocalStore(settings.archive))
+    assert [c.name for c in contents.find_relation("wide").columns] == [
+        *("id", "renamed", "b", "at", "spare")
+    ]
+    assert contents.find_relation("alive").name == "alive"
+
+
+def test_a_change_of_shape_is_a_gap_only_between_the_events_that_show_it(
+    settings: CaptureSettings,
+) -> None:
+    execute(
+        settings.dsn,
+        "update wide set b = 'before' where id = 1",
+        "alter table wide rename a to renamed",
+        "update wide set b = 'after' where id = 1",
+    )
+    run(settings, once=True)
+    contents = load(LocalStore(settings.archive))
+    (gap,) = contents.gaps
+    (before, after) = sorted(
+        row["_lsn"]
+        for file in contents.files
+        if file.kind == "events"
+        for row in pq.read_table(settings.archive / file.path, partitioning=None).to_pylist()
+    )
+    assert (gap.start, gap.end) == (Lsn(before), Lsn(after + 1))
+    names = [c.name for v in contents.relations[gap.oid] for c in v.columns if c.stored == "a"]
+    assert names == ["a", "renamed"]
+
+
+def test_what_no_state_depends_on_is_no_gap(settings: CaptureSettings) -> None:
+    execute(
+        settings.dsn,
+        "alter table wide alter b set not null, alter b set default 'x'",
+        "alter table wide alter b set storage external, alter n set statistics 7",
+        "create index on wide (b)",
+        "grant select (a) on wide to public",
+        "analyze wide",
+        "alter type mood add value 'happy'",
+    )
+    run(settings, once=True)
+    assert load(LocalStore(settings.archive)).gaps == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "truncate kept",
+        "alter table kept alter v type text using upper(v)",
+        "alter table kept rename v to w",
+        "alter table kept rename to other",
+        "drop table kept",
+    ],
+)
+def test_a_table_that_changes_under_the_copy_is_not_copied(
+    settings: CaptureSettings, change: str
+) -> None:
+    """No snapshot hides such a change: the table would seem empty, or have other names."""
+    with (
+        connect(settings.dsn, replication=True) as replication,
+        ArchiveWriter.open(settings.archive) as archive,
+    ):
+        created = slot.create(replication, "copying", temporary=True)
+        with snapshot_transaction(settings.dsn, created.snapshot) as inside:
+            tables = catalog.tables(inside, ["kept", "wide"])
+            known = heaps(inside, tables)
+        execute(settings.dsn, change)
+        shapes = Shapes(archive.contents.relations, lambda _: None)
+        proposed = [(table, shapes.propose(table, Lsn(1))) for table in tables]
+        copied = copy_tables(
+            archive,
+            settings.dsn,
+            Snapshot(created.snapshot, 1, created.consistent_point, datetime.now(UTC)),
+            proposed,
+            known,
+            jobs=1,
+            on_table=lambda _: None,
+        )
+    assert [table.relation.name for table in copied] == ["wide"]
+
+
+def test_a_table_that_somebody_has_locked_holds_up_no_entry(settings: CaptureSettings) -> None:
+    store = LocalStore(settings.archive)
+    with running(settings), psycopg.connect(settings.dsn) as owner:
+        owner.execute("alter table wide add column made_slowly int default 1")
+        execute(settings.dsn, "insert into kept values (99, 'seen')")
+        wait_for(lambda: load(store).events == 1, 10)
 
 
 def test_a_dropped_table_has_its_log_and_shows_in_a_difference(settings: CaptureSettings) -> None:

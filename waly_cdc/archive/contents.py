@@ -110,7 +110,9 @@ class Contents:
         self.files.extend(entry.files)
         self.baselines.extend(entry.baselines)
         for relation in entry.relations:
-            self.relations.setdefault(relation.oid, []).append(relation)
+            # A version that is given again was in force earlier than was known.
+            known = self.relations.setdefault(relation.oid, [])
+            known[relation.version - 1 :] = [relation, *known[relation.version :]]
         if entry.sequences:
             self.sequences.append((entry.end, entry.sequences))
         self._apply_tables(entry.tables)
@@ -136,7 +138,8 @@ class Contents:
             # One that is closed stands for the open one that began where it does.
             opened = replace(gap, end=None)
             self.gaps = [known for known in self.gaps if replace(known, end=None) != opened]
-            self.gaps.append(gap)
+            if gap.end != gap.start:
+                self.gaps.append(gap)
         for drop in tables.drops:
             self.drops[drop.oid] = drop
             self.heaps.pop(drop.oid, None)

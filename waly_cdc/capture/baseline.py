@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from queue import SimpleQueue
 
 import psycopg
+from psycopg import sql
 
 from waly_cdc import durable, failpoints
 from waly_cdc.archive.manifest import Baseline
@@ -19,7 +20,10 @@ from waly_cdc.errors import SourceError
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import RelationVersion
 from waly_cdc.source.catalog import Table
+from waly_cdc.source.connect import connect, source_errors
 from waly_cdc.source.copy import copy_table, snapshot_transaction
+from waly_cdc.source.heaps import current
+from waly_cdc.tables import Heap
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ def copy_tables(
     dsn: str,
     snapshot: Snapshot,
     tables: Sequence[tuple[Table, RelationVersion]],
+    known: Mapping[int, Heap],
     *,
     jobs: int,
     on_table: Callable[[CopiedTable], None],
@@ -53,6 +58,8 @@ def copy_tables(
 ) -> list[CopiedTable]:
     """Copy tables over `jobs` connections at a time, the largest first, until `stopping` says so.
 
+    `known` are their heaps in the snapshot. A table that was altered or truncated since is left
+    out: neither is hidden from a snapshot, and what it shows of such a table is not what was there.
     The snapshot must stay exported until this returns. Raises SourceError, StorageError; nothing is
     published then.
     """
@@ -66,9 +73,14 @@ def copy_tables(
         return stopped or stopping()
 
     def worker() -> None:
-        with snapshot_transaction(dsn, snapshot.name) as connection:
+        with (
+            snapshot_transaction(dsn, snapshot.name) as connection,
+            connect(dsn, application_name="waly baseline") as outside,
+        ):
             while not work.empty() and not is_stopping():
                 table, relation = work.get()
+                if not _hold(connection, outside, table, known[table.oid]):
+                    continue
                 done = _copy(archive, connection, snapshot, table, relation, is_stopping)
                 copied.append(done)
                 on_table(done)
@@ -82,6 +94,26 @@ def copy_tables(
         finally:
             stopped = True
     return sorted(copied, key=lambda table: table.relation.oid)
+
+
+def _hold(
+    connection: psycopg.Connection, outside: psycopg.Connection, table: Table, heap: Heap
+) -> bool:
+    """Lock a table against being altered or truncated, as reading it does; False if it was since
+    the snapshot that `connection` sees. `outside` sees the catalog as it is."""
+    name = sql.Identifier(table.schema, table.name)
+    with source_errors():
+        connection.execute("SAVEPOINT hold")
+        try:
+            connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(name))
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            connection.execute("ROLLBACK TO SAVEPOINT hold")
+            return False
+    if current(outside, table.oid) == heap:
+        return True
+    with source_errors():
+        connection.execute("ROLLBACK TO SAVEPOINT hold")
+    return False
 
 
 def _copy(

@@ -13,7 +13,7 @@ from waly_cdc.capture.sealing import CatalogFacts
 from waly_cdc.errors import SourceError, SourceMoved
 from waly_cdc.lsn import Lsn
 from waly_cdc.source import catalog, schema_dump
-from waly_cdc.source.connect import connect, source_errors
+from waly_cdc.source.connect import connect, despite_ddl, source_errors
 from waly_cdc.source.position import insert_position
 
 _CLOCK = """
@@ -37,8 +37,8 @@ class CatalogWatch:
 
     def table(self, oid: int) -> catalog.Table | None:
         """The table as it is now; None if it is gone."""
-        with self._lock, source_errors():
-            return catalog.table(self.connection, oid)
+        with self._lock:
+            return despite_ddl(catalog.table)(self.connection, oid)
 
     def named_table(self, schema: str, name: str) -> catalog.Table | None:
         """The table of that name as it is now; None if there is none that is captured."""

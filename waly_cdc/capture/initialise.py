@@ -40,7 +40,9 @@ from waly_cdc.source.copy import snapshot_transaction
 from waly_cdc.source.heaps import heaps, partitions
 from waly_cdc.source.slot import FAILOVER_SINCE, STANDBY_SINCE
 from waly_cdc.source.timeline import timelines
-from waly_cdc.tables import TableChanges
+from waly_cdc.tables import Gap, TableChanges
+
+ALTERED = "it was altered while the first baseline was copied"
 
 JOBS = min(4, os.cpu_count() or 1)
 
@@ -304,10 +306,12 @@ def _copy_and_commit(
     shapes = Shapes({}, catalog.table, [era.relations for era in archive.contents.eras])
     # In force from before the baseline, so that it can be asked for at its own LSN.
     since = Lsn(snapshot.lsn.value - 1)
-    registered = [(table, shapes.register(table, since)) for table in tables]
     with snapshot_transaction(settings.dsn, snapshot.name) as inside:
-        known = heaps(inside)
+        chosen = {table.oid for table in tables}
+        tables = [t for t in source_catalog.tables(inside) if t.oid in chosen]
+        known = heaps(inside, tables)
         linked = partitions(inside, ZERO, snapshot.lsn)
+    registered = [(table, shapes.register(table, since)) for table in tables]
     fingerprint = catalog.fingerprint()
     dump = catalog.dump_schema(snapshot.name)
     copied = copy_tables(
@@ -315,11 +319,13 @@ def _copy_and_commit(
         settings.dsn,
         snapshot,
         registered,
+        known,
         jobs=JOBS,
         on_table=lambda done: on_progress(
             f"{done.relation.qualified_name}: {done.baseline.rows} rows"
         ),
     )
+    there = {table.relation.oid for table in copied}
     finished = [item for table in copied for item in table.finished]
     if dump is None:
         on_progress("no pg_dump found for this server version: the schema is not archived")
@@ -337,7 +343,8 @@ def _copy_and_commit(
         sequences=sequences,
         schema_fingerprint=None if dump is None else fingerprint,
         tables=TableChanges(
-            tuple(known[table.oid] for table in tables if table.oid in known),
+            tuple(known.values()),
+            tuple(Gap(oid, since, None, ALTERED) for oid in known.keys() - there),
             partitions=tuple(linked[table.oid] for table in tables if table.oid in linked),
             looked_at=snapshot.lsn,
         ),

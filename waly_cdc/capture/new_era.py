@@ -105,15 +105,26 @@ def _seal_journal(
     chosen = plugin.of(
         continuity.source, contents, shapes, lambda: catalog if broken is None else None
     )
+    watch = TableWatch(
+        settings.dsn,
+        continuity.source,
+        archive,
+        shapes,
+        lambda _: None,
+        is_ours=lambda: broken is None,
+    )
     sealer = Sealer(
         archive,
         shapes,
         Attribution(),
         lambda known: catalog.facts(known) if broken is None else CatalogFacts(()),
-        TableWatch(settings.dsn, continuity.source, archive, shapes, lambda _: None),
+        watch,
         chosen.make_decoder,
     )
-    Keeper(archive, sealer, settings, catalog).recover(look)
+    try:
+        Keeper(archive, sealer, settings, catalog).recover(look)
+    finally:
+        watch.stop()
     broken = broken or continuity.unfit_slot()
     if broken is None:
         raise UsageError(

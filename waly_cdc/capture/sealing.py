@@ -19,11 +19,13 @@ from waly_cdc.archive.segments import Finished, SegmentSet, write_schema, write_
 from waly_cdc.archive.transactions import transactions_table
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.attribution import Attribution
+from waly_cdc.capture.gaps import Ready
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.capture.table_watch import Ready, TableWatch
+from waly_cdc.capture.table_watch import TableWatch
 from waly_cdc.decode.chunk import Chunk
 from waly_cdc.decode.decoder import Decoder
 from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.plugins import PGOUTPUT
 from waly_cdc.tables import Gap, TableChanges
 
 
@@ -61,7 +63,11 @@ class Sealer:
         self._attribution = attribution
         self._catalog_facts = catalog_facts
         self._watch = watch
-        self._truncates: dict[int, Lsn] = {}
+        self._truncates: dict[int, dict[int, Lsn]] = {}
+        # The last event of each relation version, by oid and number, as far as this run has seen.
+        self._last: dict[tuple[int, int], Lsn] = {}
+        source = archive.contents.source
+        self._shows_shapes = source is not None and source.plugin == PGOUTPUT
         self._make_decoder = make_decoder
         self._decoder = make_decoder()
         self._segments = SegmentSet(archive.incoming)
@@ -99,10 +105,13 @@ class Sealer:
         decoded = self._decoder.decode(chunk)
         for batch in decoded.batches:
             self._segments.add(batch)
+            version = batch.relation.oid, batch.relation.version
+            self._last[version] = Lsn(batch.events.column("_lsn")[-1].as_py())
             truncates = pc.equal(batch.events.column("_op"), "T")
             if truncates.true_count:
-                last = pc.max(batch.events.column("_lsn").filter(truncates)).as_py()
-                self._truncates[batch.relation.oid] = Lsn(last)
+                found = batch.events.select(["_xid", "_lsn"]).filter(truncates).to_pydict()
+                known = self._truncates.setdefault(batch.relation.oid, {})
+                known.update(zip(found["_xid"], map(Lsn, found["_lsn"]), strict=True))
         committed = decoded.transactions
         if committed.num_rows:
             changed = committed.filter(pc.greater(committed.column("events"), 0))
@@ -122,7 +131,8 @@ class Sealer:
         facts = self._catalog_facts(self._archive.contents.schema_fingerprint)
         finished: list[Finished] = self._segments.finish()
         tables, baselines = self._new_baselines(end)
-        finished += [item for ready in baselines for item in ready.copied.finished]
+        copies = [ready.copied for ready in baselines if ready.copied is not None]
+        finished += [item for copied in copies for item in copied.finished]
         transactions = events = 0
         if self._transactions:
             table = self._transactions_table()
@@ -141,7 +151,7 @@ class Sealer:
             horizon_time=horizon_time,
             finished=finished,
             relations=self._shapes.take_new(),
-            baselines=[ready.copied.baseline for ready in baselines],
+            baselines=[copied.baseline for copied in copies],
             tables=tables,
             sequences=facts.sequences,
             schema_fingerprint=facts.schema_fingerprint,
@@ -159,16 +169,34 @@ class Sealer:
         self._truncates.clear()
 
     def _new_baselines(self, end: Lsn) -> tuple[TableChanges, list[Ready]]:
-        """What the table watch has found, with the baselines up to `end` that fit the stream."""
+        """What the table watch has found, with the ends of gaps up to `end` that fit the stream."""
+        self._watch.vouch()
         tables, found = self._watch.take(end)
         fitting = []
         for ready in found:
-            if self._shapes.adopt(ready.copied.relation, ready.lsn):
+            after = None if ready.copied else ready.gap.start
+            if self._shapes.adopt(ready.relation, ready.lsn, end, after):
                 fitting.append(ready)
             else:
                 self._watch.refuse(ready)
-        closed = tuple(ready.gap for ready in fitting)
+        if found:
+            self._decoder.know(self._shapes.newest())
+        closed = [gap for ready in fitting for gap in self._closed(ready)]
         return replace(tables, gaps=(*tables.gaps, *closed)), fitting
+
+    def _closed(self, ready: Ready) -> list[Gap]:
+        """How a gap ends. Where only the table's shape changed, and the stream has shown it do so,
+        nothing is unknown but from the last event of the old shape to the first of the new one.
+        wal2json's messages do not show every column: there both may be later than it seems."""
+        gap, oid = ready.gap, ready.relation.oid
+        if ready.copied:
+            return [gap]
+        start, end = gap.start, ready.lsn
+        shown = self._shapes.shown(oid, start, end)
+        if len(shown) == 1 and self._shows_shapes:
+            start = max(start, self._last.get((oid, shown[0].version - 1), start))
+            end = shown[0].since + 1
+        return [replace(gap, end=gap.start), Gap(oid, start, end, gap.reason, rows=False)]
 
     def abandon(self) -> None:
         """Drop what is not sealed, and go back to where the archive's last entry ended."""

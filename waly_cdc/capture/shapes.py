@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from waly_cdc.capture.alterations import certain
 from waly_cdc.decode.values import storage_of
 from waly_cdc.lsn import Lsn
 from waly_cdc.relations import (
@@ -70,35 +71,42 @@ class Shapes:
 
     def propose(self, table: Table, lsn: Lsn) -> RelationVersion:
         """The version that the catalog describes, without making it known: for `adopt`."""
-        relation = table.to_stream()
-        versions = list(self._versions.get(relation.oid, []))
-        if versions and versions[-1].matches(relation):
+        versions = list(self._versions.get(table.oid, []))
+        proposed = self._make(table.to_stream(), table, versions, lsn)
+        if versions and _same(versions[-1], proposed):
             return versions[-1]
-        return self._make(relation, table, versions, lsn)
+        return proposed
 
-    def adopt(self, proposed: RelationVersion, lsn: Lsn) -> bool:
-        """Make a proposed version known as in force at `lsn`, which the stream has passed. False
-        if the stream has shown other shapes meanwhile."""
+    def adopt(
+        self, proposed: RelationVersion, lsn: Lsn, end: Lsn, after: Lsn | None = None
+    ) -> bool:
+        """Make a proposed version known as in force at `lsn`, which the stream has passed, up to
+        `end`. False if the stream has shown other shapes meanwhile; with `after`, also if it is not
+        certain what its events from there to `lsn` mean in that version.
+        """
         versions = self._versions.setdefault(proposed.oid, [])
         number = proposed.version - 1
-        if number > len(versions):
+        if number > len(versions) or (after and not self._is_certain(proposed, after, lsn)):
             return False
         if number == len(versions):
             if versions and versions[-1].since >= lsn:
                 return False
-            proposed = replace(proposed, since=Lsn(lsn.value - 1))
+            # Nothing in the stream tells it from the version before: events since then may have
+            # been filed under that one. Those from `end` on are not.
+            hidden = bool(versions) and versions[-1].matches(proposed.to_stream())
+            proposed = replace(proposed, since=Lsn((end if hidden else lsn).value - 1))
             versions.append(proposed)
             self.new.append(proposed)
-            return True
+            return not hidden
         known = versions[number]
-        if (known.columns, known.key) != (proposed.columns, proposed.key):
+        if not _same(known, proposed):
             return False
         if len(versions) > number + 1 and versions[number + 1].since < lsn:
             return False
         if known.since >= lsn:
             earlier = replace(known, since=Lsn(lsn.value - 1))
             versions[number] = earlier
-            self.new = [earlier if version is known else version for version in self.new]
+            self.new = [version for version in self.new if version is not known] + [earlier]
         return True
 
     def newest_of(self, oid: int) -> RelationVersion | None:
@@ -106,13 +114,28 @@ class Shapes:
         versions = self._versions.get(oid)
         return versions[-1] if versions else None
 
+    def _is_certain(self, proposed: RelationVersion, after: Lsn, lsn: Lsn) -> bool:
+        versions = self._versions[proposed.oid]
+        before = [version for version in versions if version.since < after]
+        return bool(before) and certain(before[-1], proposed, self.shown(proposed.oid, after, lsn))
+
+    def shown(self, oid: int, after: Lsn, lsn: Lsn) -> list[RelationVersion]:
+        """The versions of a relation that came into force from `after` on and before `lsn`."""
+        return [v for v in self._versions.get(oid, []) if after <= v.since < lsn]
+
+    def since(self) -> dict[int, Lsn]:
+        """Where each relation was first seen."""
+        return {
+            oid: versions[0].since for oid, versions in list(self._versions.items()) if versions
+        }
+
     def newest(self) -> list[RelationVersion]:
         """The last version of every relation."""
         return [versions[-1] for versions in self._versions.values()]
 
     def take_new(self) -> list[RelationVersion]:
         taken, self.new = self.new, []
-        return taken
+        return sorted(taken, key=lambda version: (version.oid, version.version))
 
     def _add(
         self,
@@ -138,6 +161,11 @@ class Shapes:
         """The version that follows those of this era."""
         earlier = self._earlier.get(relation.oid, ())
         return _make(relation, table, versions, lsn, earlier, attnums)
+
+
+def _same(known: RelationVersion, other: RelationVersion) -> bool:
+    """Whether two versions differ in nothing but number and time."""
+    return replace(known, version=other.version, since=other.since) == other
 
 
 def _make(

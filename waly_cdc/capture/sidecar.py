@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -138,7 +139,7 @@ def _connected(
     whose shape the stream had not shown.
     """
     contents = archive.contents
-    with CatalogWatch(settings.dsn, on_event) as catalog:
+    with CatalogWatch(settings.dsn, on_event) as catalog, ExitStack() as stack:
         # Before the server's timeline is asked for: a promotion from now on is noticed.
         catalog.observe()
         continuity = Continuity(archive, catalog, settings)
@@ -149,6 +150,7 @@ def _connected(
         )
         chosen = plugin.of(continuity.source, contents, shapes, lambda: catalog, on_event)
         watch = TableWatch(settings.dsn, continuity.source, archive, shapes, on_event, chosen.names)
+        stack.callback(watch.stop)
         sealer = Sealer(archive, shapes, attribution, catalog.facts, watch, chosen.make_decoder)
         keeper = Keeper(archive, sealer, settings, catalog)
         if keeper.recover(lambda reach: continuity.require(continuity.other_log(reach))):
@@ -176,7 +178,6 @@ def _connected(
         finally:
             if sampler is not None:
                 sampler.stop()
-            watch.stop()
             stream.close()
         return watch.unfinished
 

@@ -1,21 +1,23 @@
 """The table watch: what happens to tables without events, and the new baselines that this takes.
 
-It looks at the catalog about every second, beside the stream. What it finds:
+It looks at the catalog about every second, beside the stream, and once more for every entry
+(`vouch`), so that an entry knows of all that happened before its end. What it finds:
 
 * a new table: it joins the publications, and its rows from before that are not known;
-* a table whose rows were rewritten, or that gained a column with a default: rows changed without
-  events;
+* a table whose rows were rewritten, or which older rows are now read otherwise: rows changed
+  without events;
+* a table whose columns, name or key changed: the stream shows that with the next event only;
 * a table that was dropped;
 * which tables are partitions of which.
 
-Where rows changed without events there is a *gap*: states of that table are refused from the look
-before on, until a new baseline is there, copied at the exact LSN of a temporary slot's snapshot.
-Gaps, heaps and drops reach the manifest with the next entry; a baseline with the first entry that
-covers its LSN. What a crash loses is found again: the manifest tells which heaps are known, and up
-to where somebody has looked.
+From the look before on until its end such a table has a *gap*: states of it are refused. Where rows
+changed, it ends with a new baseline, copied at the exact LSN of a temporary slot's snapshot; else
+where two looks saw the same shape. Gaps, heaps and drops reach the manifest with the next entry; a
+gap's end with the first entry that covers its LSN. What a crash loses is found again: the manifest
+tells which heaps are known, and up to where somebody has looked.
 
-A TRUNCATE also gives a table a new heap, and is an event: a new heap is held back until the stream
-has passed the look that found it, and is no gap if a truncate came by then.
+A TRUNCATE also gives a table a new heap, and is an event: it is told by its transaction. Until it
+has come by in the stream there is a gap, which is withdrawn.
 """
 
 from __future__ import annotations
@@ -30,59 +32,56 @@ import psycopg
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import Source
 from waly_cdc.archive.writer import ArchiveWriter
-from waly_cdc.capture.baseline import CopiedTable, Snapshot, copy_tables
+from waly_cdc.capture.alterations import Alteration, alteration
+from waly_cdc.capture.baseline import Snapshot, copy_tables
+from waly_cdc.capture.gaps import Gaps, Ready
 from waly_cdc.capture.names import TableNames
+from waly_cdc.capture.publishing import Publishing
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.errors import SourceError, WalyError
+from waly_cdc.errors import SourceError, SourceLost, WalyError
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.plugins import PGOUTPUT
-from waly_cdc.source import catalog, publication, schema_dump
+from waly_cdc.source import catalog
 from waly_cdc.source import slot as source_slot
-from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import connect
 from waly_cdc.source.copy import snapshot_transaction
-from waly_cdc.source.heaps import heaps, partitions
-from waly_cdc.source.position import insert_position
+from waly_cdc.source.heaps import Look, SeenTable, heaps, look
 from waly_cdc.tables import Drop, Gap, Heap, Partition, TableChanges
 
 LOOK_EVERY = 1.0
 SHARE = 20
 """Looks take at most one part in so many of the time: they cost the server something."""
 
-PUBLICATIONS_EVERY = 10.0
-RETRY_EVERY = 30.0
-LOCK_WAIT = "2s"
-"""How long joining a publication may wait for a lock on the table; then it is tried again."""
+SETTLED = 1.0
+"""Seconds by which a look may miss a transaction whose commit lies in the log already."""
+
+LONG_AGO = float("-inf")
+
+FIRST_RETRY, LAST_RETRY = 1.0, 30.0
+"""Seconds before a copy that failed is tried again: doubled each time, until one succeeds."""
 
 NEW = "the table is new"
-REWRITTEN = "its rows were rewritten"
-FILLED = "a column with a default was added"
+DROPPED = "the table was dropped"
+PASSING = "the table was there between two looks only"
 DOUBTFUL = "its name passed to or from another table, or a column is no longer generated"
-UNSENT = "its updates and deletes were not sent before it had a replica identity"
 UNPUBLISHED = "its updates and deletes are not published, or not all of them"
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A new baseline that waits for an entry that covers its LSN."""
-
-    copied: CopiedTable
-    gap: Gap
-    lsn: Lsn
-
-
-@dataclass(frozen=True, slots=True)
 class _Suspect:
-    """A new heap that a truncate may explain, found by a look at `seen`."""
+    """A new heap that a truncate may explain. `was` is the one before, `seen` what a look found
+    that ended at `ended`; `alone` says that the table's gap began with it."""
 
-    heap: Heap
+    was: Heap
+    seen: SeenTable
     after: Lsn
-    seen: Lsn
+    ended: Lsn
+    alone: bool
 
 
 class TableWatch(threading.Thread):
-    """Looks and takes baselines on a thread of its own; `take`, `passed` and `refuse` are the
-    keeper's. An error in it is told and tried again later: capture goes on."""
+    """Looks and takes baselines on a thread of its own; `vouch`, `take`, `passed` and `refuse` are
+    the keeper's. An error in it is told and tried again later: capture goes on."""
 
     def __init__(
         self,
@@ -92,8 +91,11 @@ class TableWatch(threading.Thread):
         shapes: Shapes,
         on_event: Callable[[str], None],
         names: TableNames | None = None,
+        is_ours: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`names` is told which table has which name, where the stream tells tables by name."""
+        """`names` is told which table has which name, where the stream tells tables by name.
+        `is_ours` says whether the server is still the one of the archive's history: what another
+        one's catalog says tells nothing of it."""
         super().__init__(name="table watch", daemon=True)
         self._dsn = dsn
         self._source = source
@@ -101,33 +103,30 @@ class TableWatch(threading.Thread):
         self._archive = archive
         self._shapes = shapes
         self._on_event = on_event
+        self._is_ours = is_ours
         self._stopping = threading.Event()
+        self._looking = threading.Lock()
         self._lock = threading.Lock()
         self._told: set[str] = set()
-        self._retry_at = 0.0
+        self._retry_at, self._retry_delay = 0.0, FIRST_RETRY
         contents: Contents = archive.contents
         self._known = dict(contents.heaps)
-        self._looked_at = self._previous = contents.looked_at
+        self._last: Look | None = None
+        self._looks = [(LONG_AGO, contents.looked_at)]
         self._dropped = dict(contents.drops)
-        self._open = {gap.oid: gap for gap in contents.gaps if gap.end is None}
+        self._gaps = Gaps.of(contents.gaps)
         self._suspects: dict[int, _Suspect] = {}
-        self._truncates = {
-            file.oid: file.last_lsn
-            for file in contents.files
-            if file.oid is not None and file.ops.get("T") and file.last_lsn >= contents.looked_at
-        }
+        self._reshaped: dict[int, tuple[SeenTable, Lsn]] = {}
+        self._truncates: dict[int, dict[int, Lsn]] = {}
         self._streamed = ZERO
         self._heaps: dict[int, Heap] = {}
-        self._gaps: list[Gap] = []
         self._drops: list[Drop] = []
         self._partitions = {each.oid: each for each in contents.partitions}
         self._new_partitions: list[Partition] = []
-        self._ready: list[Ready] = []
-        self._fingerprint: str | None = None
-        self._published_at = 0.0
-        self._captured: set[int] = set()
+        published = source.plugin == PGOUTPUT
+        self._publishing = Publishing(source.slot, on_event, self._tell) if published else None
         self._unpublished: set[int] = set()
-        self._doubtful: set[int] = set()
+        self._vouching: psycopg.Connection | None = None
 
     def run(self) -> None:
         while not self._stopping.is_set():
@@ -136,6 +135,7 @@ class TableWatch(threading.Thread):
                     pause = LOOK_EVERY
                     while not self._stopping.wait(pause):
                         began = time.monotonic()
+                        self._publish(connection)
                         self.look(connection)
                         pause = max(LOOK_EVERY, SHARE * (time.monotonic() - began))
                         self.take_baselines(connection)
@@ -149,200 +149,243 @@ class TableWatch(threading.Thread):
         self._stopping.set()
         if self.is_alive():
             self.join()
-        for ready in self._ready:
-            _discard(ready)
+        if self._vouching is not None:
+            self._vouching.close()
+        for ready in self._gaps.ready:
+            ready.discard()
 
     def catch_up(self) -> None:
-        """Look once, and take the baselines that are missing, in the calling thread. Raises
+        """Look, and take the baselines that are missing, in the calling thread. Raises
         SourceError."""
         with connect(self._dsn, application_name="waly watch") as connection:
+            self._publish(connection)
+            self.look(connection)
+            # What has another shape is known once it is seen twice.
             self.look(connection)
             self.take_baselines(connection)
+
+    def vouch(self) -> None:
+        """Look once more, in the calling thread, so that all is known which changed before now.
+
+        Raises SourceError, SourceLost.
+        """
+        if not self._is_ours():
+            return
+        if self._vouching is None or self._vouching.closed:
+            self._vouching = connect(self._dsn, application_name="waly watch")
+        try:
+            self.look(self._vouching)
+        except SourceLost:
+            # This connection may be the only one that broke.
+            self._vouching.close()
+            self._vouching = connect(self._dsn, application_name="waly watch")
+            self.look(self._vouching)
 
     @property
     def unfinished(self) -> bool:
         """Whether a baseline is missing that could be taken now."""
         with self._lock:
-            return bool(self._open.keys() - self._unpublished)
+            return bool(self._gaps.open.keys() - self._unpublished)
 
     @property
     def unsealed_gaps(self) -> tuple[Gap, ...]:
         """The gaps that no entry holds yet."""
         with self._lock:
-            return tuple(self._gaps)
+            return tuple(self._gaps.found)
 
     def look(self, connection: psycopg.Connection) -> None:
         """Compare the catalog with what is known. Raises SourceError."""
-        if self._source.plugin == PGOUTPUT:
-            self._publish(connection)
-        position = insert_position(connection)
-        unsent = self._look_at_names(connection)
-        now = {oid: heap for oid, heap in heaps(connection).items() if oid in self._captured}
-        linked = partitions(connection, self._previous, position)
-        with self._lock:
-            # What the look before did not see can have been committed a little before it.
-            after = self._previous
-            for oid, heap in now.items():
-                self._compare(self._known.get(oid), heap, after, position)
-                if oid in self._unpublished and oid not in self._open:
-                    self._begin_gap(oid, after, UNPUBLISHED)
-                if oid in self._doubtful:
-                    self._begin_gap(oid, after, DOUBTFUL)
-                if oid in unsent and oid not in self._open:
-                    self._begin_gap(oid, after, UNSENT)
-            for oid in self._known.keys() - now.keys():
-                self._dropped[oid] = Drop(oid, after, position)
-                self._drops.append(self._dropped[oid])
-                del self._known[oid]
-                self._open.pop(oid, None)
-                self._suspects.pop(oid, None)
-            for oid in now.keys() & (linked.keys() | self._partitions.keys()):
-                self._link(oid, linked.get(oid, Partition(oid, (), (), after, position)))
-            self._doubtful.clear()
-            self._previous, self._looked_at = self._looked_at, position
+        with self._looking:
+            slot = self._source.slot if self._publishing else None
+            self._last = look(connection, slot, self._last)
+            now, doubtful = self._look_at_names(self._last)
+            with self._lock:
+                after = self._looked_at()
+                for oid in doubtful & self._known.keys() & now.tables.keys():
+                    self._gaps.begin(oid, after, DOUBTFUL, copy=True)
+                self._unpublished = {oid for oid, seen in now.tables.items() if not seen.published}
+                for oid, seen in now.tables.items():
+                    self._compare(oid, self._known.get(oid), seen, after, now)
+                self._find_drops(now, after)
+                self._find_partitions(now, after)
+                self._settle()
+                seen_at = LONG_AGO if now.complete else time.monotonic()
+                self._looks.append((seen_at, now.begun))
 
     def take_baselines(self, connection: psycopg.Connection) -> None:
         """Copy the tables that have a gap and no new baseline yet. What fails is tried again."""
         with self._lock:
-            waiting = {ready.gap.oid for ready in self._ready} | self._unpublished
-            wanted = {oid: gap for oid, gap in self._open.items() if oid not in waiting}
+            wanted = self._gaps.wanted()
+            wanted = {oid: gap for oid, gap in wanted.items() if oid not in self._unpublished}
         if not wanted or time.monotonic() < self._retry_at:
             return
         try:
             self._copy(connection, wanted)
+            self._retry_delay = FIRST_RETRY
         except WalyError as error:
-            self._retry_at = time.monotonic() + RETRY_EVERY
+            self._retry_at = time.monotonic() + self._retry_delay
+            self._retry_delay = min(2 * self._retry_delay, LAST_RETRY)
             self._tell(f"a new baseline could not be taken: {error.message}")
 
-    def passed(self, streamed: Lsn, truncates: Mapping[int, Lsn]) -> None:
-        """The stream has everything that commits before `streamed`; `truncates` tells the last one
-        of each table since it was last told."""
+    def passed(self, streamed: Lsn, truncates: Mapping[int, Mapping[int, Lsn]]) -> None:
+        """The stream has everything that commits before `streamed`; `truncates` tells the xids and
+        LSNs of each table's since it was last told."""
         with self._lock:
             self._streamed = max(self._streamed, streamed)
-            self._truncates.update(truncates)
-            self._settle_suspects()
+            recent = min([self._looked_at(), *(s.after for s in self._suspects.values())])
+            for oid, xids in truncates.items():
+                known = {**self._truncates.get(oid, {}), **xids}
+                self._truncates[oid] = {x: lsn for x, lsn in known.items() if lsn >= recent}
+            self._settle()
 
     def has_found(self, end: Lsn) -> bool:
         """Whether `take` has more to give than where somebody has looked."""
         with self._lock:
-            ready = any(item.lsn <= end for item in self._ready)
-            found = self._heaps or self._gaps or self._drops or self._new_partitions
+            ready = any(item.lsn <= end for item in self._gaps.ready)
+            found = self._heaps or self._gaps.found or self._drops or self._new_partitions
             return ready or bool(found)
 
     def take(self, end: Lsn) -> tuple[TableChanges, list[Ready]]:
         """What an entry that covers up to `end` should hold."""
         with self._lock:
-            ready = [item for item in self._ready if item.lsn <= end]
-            self._ready = [item for item in self._ready if item.lsn > end]
-            looked_at = min([self._previous, *(s.after for s in self._suspects.values())])
+            gaps, ready = self._gaps.take(end)
             changes = TableChanges(
                 tuple(self._heaps.values()),
-                tuple(self._gaps),
+                gaps,
                 tuple(self._drops),
                 tuple(self._new_partitions),
-                looked_at,
+                self._looked_at(),
             )
-            self._heaps, self._gaps, self._drops, self._new_partitions = {}, [], [], []
-            for item in ready:
-                self._open.pop(item.gap.oid, None)
+            self._heaps, self._drops, self._new_partitions = {}, [], []
             return changes, ready
 
     def refuse(self, ready: Ready) -> None:
-        """A baseline that does not fit what the stream has shown meanwhile: take another."""
-        _discard(ready)
+        """What does not fit what the stream has shown meanwhile: it takes another baseline."""
         with self._lock:
-            self._open.setdefault(ready.gap.oid, replace(ready.gap, end=None))
+            self._gaps.reopen(ready)
 
-    def _compare(self, was: Heap | None, heap: Heap, after: Lsn, seen: Lsn) -> None:
-        if was == heap:
-            return
+    # What a look finds; all under the lock
+
+    def _looked_at(self) -> Lsn:
+        """A position before which everything that changed is known."""
+        settled = time.monotonic() - SETTLED
+        newest = max(n for n, (seen_at, _) in enumerate(self._looks) if seen_at <= settled)
+        del self._looks[:newest]
+        return self._looks[0][1]
+
+    def _compare(self, oid: int, was: Heap | None, seen: SeenTable, after: Lsn, now: Look) -> None:
+        change = alteration(was, seen.heap) if was else None
         if was is None:
-            drop = self._dropped.pop(heap.oid, None)
-            self._begin_gap(heap.oid, drop.after if drop else after, NEW)
-        elif set(heap.filled) - set(was.filled):
-            self._begin_gap(heap.oid, after, FILLED)
-        elif was.filenode != heap.filenode:
-            self._suspects.setdefault(heap.oid, _Suspect(heap, after, seen))
-            return
-        self._know(heap)
+            drop = self._dropped.pop(oid, None)
+            self._gaps.begin(oid, drop.after if drop else after, NEW, copy=True)
+            self._know(seen.heap)
+        elif change is Alteration.MOVED:
+            self._suspect(was, seen, after, now.ended)
+        elif change is not None:
+            self._alter(seen, after, now.ended, change)
+        elif was != seen.heap:
+            self._know(seen.heap)
+        elif oid in self._reshaped and oid not in self._suspects:
+            self._confirm(oid, *self._reshaped.pop(oid))
+        if not seen.published and oid not in self._gaps.to_copy:
+            self._gaps.begin(oid, after, UNPUBLISHED, copy=True)
 
-    def _settle_suspects(self) -> None:
+    def _alter(self, seen: SeenTable, after: Lsn, ended: Lsn, change: Alteration) -> None:
+        oid = seen.heap.oid
+        self._suspects.pop(oid, None)
+        self._gaps.begin(oid, after, change.value, copy=change.changes_rows)
+        self._reshaped[oid] = seen, ended
+        self._know(seen.heap)
+
+    def _confirm(self, oid: int, seen: SeenTable, ended: Lsn) -> None:
+        """Two looks saw this shape: it was in force where the first one ended."""
+        gap = self._gaps.open.get(oid)
+        if gap is not None and oid not in self._gaps.to_copy:
+            relation = self._shapes.propose(seen.table, Lsn(ended.value - 1))
+            self._gaps.ready.append(Ready(relation, replace(gap, end=ended), ended))
+
+    def _suspect(self, was: Heap, seen: SeenTable, after: Lsn, ended: Lsn) -> None:
+        oid = was.oid
+        before = self._suspects.get(oid)
+        if before is not None and before.seen.heap == seen.heap:
+            return
+        alone = oid not in self._gaps.open
+        if alone:
+            self._gaps.begin(oid, after, Alteration.REWRITTEN.value, copy=False)
+        if before is not None:
+            after, alone = before.after, before.alone
+        self._suspects[oid] = _Suspect(was, seen, after, ended, alone)
+
+    def _settle(self) -> None:
         for oid, suspect in list(self._suspects.items()):
-            if self._streamed < suspect.seen:
+            truncated = self._is_truncated(suspect)
+            if not truncated and self._streamed < suspect.ended:
                 continue
             del self._suspects[oid]
-            if not suspect.after <= self._truncates.get(oid, ZERO) < suspect.seen:
-                self._begin_gap(oid, suspect.after, REWRITTEN)
-            self._know(suspect.heap)
+            heap = suspect.seen.heap
+            if not truncated:
+                self._alter(suspect.seen, suspect.after, suspect.ended, Alteration.REWRITTEN)
+                continue
+            if suspect.alone and oid in self._gaps.open and oid not in self._gaps.to_copy:
+                self._gaps.withdraw(oid)
+            change = alteration(replace(suspect.was, filenode=heap.filenode), heap)
+            if change is not None:
+                self._alter(suspect.seen, suspect.after, suspect.ended, change)
+            self._know(heap)
+
+    def _is_truncated(self, suspect: _Suspect) -> bool:
+        """Whether a truncate explains the heap: its transaction wrote it. A savepoint within that
+        has an xid of its own; then any truncate will do, if the table cannot have been unlogged
+        meanwhile: the server refuses that for a table in a publication of its own."""
+        seen, truncates = suspect.seen, self._truncates.get(suspect.was.oid, {})
+        listed = suspect.was.followed and seen.heap.followed and seen.published
+        return seen.written_by in truncates or (
+            listed and any(suspect.after <= lsn < suspect.ended for lsn in truncates.values())
+        )
+
+    def _find_drops(self, now: Look, after: Lsn) -> None:
+        for oid in self._known.keys() - now.tables.keys():
+            self._drop(Drop(oid, after, now.ended), DROPPED)
+            del self._known[oid]
+        for oid, since in self._shapes.since().items():
+            if oid not in now.tables and oid not in self._dropped:
+                self._drop(Drop(oid, Lsn(max(since.value - 1, 0)), now.ended), PASSING)
+
+    def _find_partitions(self, now: Look, after: Lsn) -> None:
+        for oid in now.tables.keys() & (now.linked.keys() | self._partitions.keys()):
+            found = now.linked.get(oid, Partition(oid, (), (), after, now.ended))
+            was = self._partitions.get(oid)
+            if was is None or (was.parents, was.columns) != (found.parents, found.columns):
+                self._partitions[oid] = replace(found, after=after)
+                self._new_partitions.append(self._partitions[oid])
+
+    def _drop(self, drop: Drop, reason: str) -> None:
+        self._dropped[drop.oid] = drop
+        self._drops.append(drop)
+        self._gaps.drop(drop.oid, drop.after, drop.by, reason)
+        self._suspects.pop(drop.oid, None)
+        self._reshaped.pop(drop.oid, None)
 
     def _know(self, heap: Heap) -> None:
         self._known[heap.oid] = self._heaps[heap.oid] = heap
 
-    def _link(self, oid: int, now: Partition) -> None:
-        """Remember which tables a table is a partition of, if that has changed."""
-        was = self._partitions.get(oid)
-        if was is None or (was.parents, was.columns) != (now.parents, now.columns):
-            self._partitions[oid] = now
-            self._new_partitions.append(now)
-
-    def _begin_gap(self, oid: int, after: Lsn, reason: str) -> None:
-        """Rows changed: what was copied before is not enough, and an open gap stays open."""
-        for ready in [item for item in self._ready if item.gap.oid == oid]:
-            self._ready.remove(ready)
-            _discard(ready)
-        if oid not in self._open:
-            self._open[oid] = Gap(oid, after, None, reason)
-            self._gaps.append(self._open[oid])
-
-    def _look_at_names(self, connection: psycopg.Connection) -> set[int]:
-        """Of a stream that tells tables by name: note those whose changes may have been filed
-        wrongly since the look before. Returns those whose updates and deletes were not sent."""
+    def _look_at_names(self, now: Look) -> tuple[Look, set[int]]:
+        """Of a stream that tells tables by name, those that are captured; and which tables' changes
+        may have been filed wrongly since the look before."""
         if self._names is None:
-            return set()
-        tables = catalog.tables(connection)
-        # Kept until there is a gap for them: the look may fail before.
-        self._doubtful |= self._names.look(tables, lambda: insert_position(connection))
-        known = {relation.oid: relation for relation in self._shapes.newest()}
-        self._captured = {t.oid for t in tables if self._source.every_table or t.oid in known}
-        unsent = {t.oid for t in tables if t.followed and t.oid in known}
-        return {oid for oid in unsent if not known[oid].followed}
+            return now, set()
+        tables = [seen.table for seen in now.tables.values()]
+        doubtful = self._names.look(tables, lambda: now.ended)
+        if not self._source.every_table:
+            known = self._shapes.since()
+            now = replace(now, tables={o: seen for o, seen in now.tables.items() if o in known})
+        return now, doubtful
 
-    def _find_captured(self, connection: psycopg.Connection) -> list[Table]:
-        everything, _ = publication.look(connection, self._source.slot)
-        tables = catalog.tables(connection)
-        if everything is None or everything.every_table:
-            return tables
-        return [table for table in tables if (table.schema, table.name) in everything.tables]
+    # What is done about it
 
     def _publish(self, connection: psycopg.Connection) -> None:
-        """Let new tables join the publications, and those leave whose updates would fail there."""
-        fingerprint = schema_dump.fingerprint(connection)
-        due = time.monotonic() - self._published_at >= PUBLICATIONS_EVERY
-        if fingerprint == self._fingerprint and not due:
-            return
-        tables = self._find_captured(connection)
-        connection.execute("select set_config('lock_timeout', %s, false)", (LOCK_WAIT,))
-        for statement in publication.changes(
-            publication.look(connection, self._source.slot), tables
-        ):
-            text = publication.as_text([statement])[0]
-            try:
-                publication.apply(connection, [statement])
-                self._on_event(text)
-            except SourceError as error:
-                self._tell(f"somebody who may has to run: {text} ({error.message})")
-        everything, keyed = publication.look(connection, self._source.slot)
-        there = keyed.tables - keyed.restricted if keyed else frozenset()
-        if everything:
-            there -= everything.restricted
-        self._captured = {table.oid for table in tables}
-        self._unpublished = {
-            table.oid
-            for table in tables
-            if table.followed and (table.schema, table.name) not in there
-        }
-        self._fingerprint = fingerprint
-        self._published_at = time.monotonic()
+        if self._publishing is not None:
+            self._publishing.keep(connection)
 
     def _copy(self, connection: psycopg.Connection, wanted: dict[int, Gap]) -> None:
         name = f"waly_baseline_{connection.info.backend_pid}"
@@ -354,8 +397,8 @@ class TableWatch(threading.Thread):
             era = self._archive.contents.era
             snapshot = Snapshot(slot.snapshot, era, slot.consistent_point, facts.now)
             with snapshot_transaction(self._dsn, slot.snapshot) as inside:
-                there = heaps(inside)
                 tables = [t for t in catalog.tables(inside) if t.oid in wanted and t.readable]
+                there = heaps(inside, tables)
             with self._lock:
                 # A heap that changed since the look is for the next one.
                 tables = [t for t in tables if there.get(t.oid) == self._known.get(t.oid)]
@@ -366,17 +409,26 @@ class TableWatch(threading.Thread):
                 self._dsn,
                 snapshot,
                 proposed,
+                there,
                 jobs=1,
                 on_table=lambda _: None,
                 stopping=self._stopping.is_set,
             ):
-                gap = replace(wanted[copied.relation.oid], end=snapshot.lsn)
-                self._on_event(
-                    f"new baseline of {copied.relation.qualified_name} at {snapshot.lsn},"
-                    f" {copied.baseline.rows} rows: {gap.reason}"
-                )
+                oid = copied.relation.oid
+                gap = replace(wanted[oid], end=snapshot.lsn)
+                ready = Ready(copied.relation, gap, snapshot.lsn, copied)
                 with self._lock:
-                    self._ready.append(Ready(copied, gap, snapshot.lsn))
+                    # Another look may have found a change meanwhile.
+                    fits = self._known.get(oid) == there[oid] and oid in self._gaps.wanted()
+                    if fits:
+                        self._gaps.ready.append(ready)
+                    else:
+                        ready.discard()
+                if fits:
+                    self._on_event(
+                        f"new baseline of {copied.relation.qualified_name} at {snapshot.lsn},"
+                        f" {copied.baseline.rows} rows: {gap.reason}"
+                    )
 
     def _on_wait(self, _: float) -> None:
         if self._stopping.is_set():
@@ -386,8 +438,3 @@ class TableWatch(threading.Thread):
         if text not in self._told:
             self._told.add(text)
             self._on_event(text)
-
-
-def _discard(ready: Ready) -> None:
-    for finished in ready.copied.finished:
-        finished.temporary.unlink(missing_ok=True)

@@ -78,6 +78,10 @@ class ColumnarDecoder:
                 return last + 1, int.from_bytes(chunk.data[at + 8 : at + 16], "big")
         return 0, 0
 
+    def know(self, known: Iterable[RelationVersion]) -> None:
+        """File what follows under these versions, until the stream describes other shapes."""
+        self._relations.update((relation.oid, relation) for relation in known)
+
     def decode(self, chunk: Chunk) -> Decoded:
         """Decode a chunk. Raises DecodeError for anything that is not pgoutput's."""
         if not len(chunk):

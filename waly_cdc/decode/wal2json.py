@@ -16,7 +16,7 @@ DecodeError a decoder is of no further use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,6 +83,9 @@ class Wal2jsonDecoder:
             if before is None or int(lsn[0]) < before.value:
                 return last + 1, int(end_lsn[0])
         return 0, 0
+
+    def know(self, known: Iterable[RelationVersion]) -> None:
+        """Nothing is kept from one chunk to the next: `resolve` is asked again."""
 
     def decode(self, chunk: Chunk) -> Decoded:
         """Decode a chunk. Raises DecodeError for anything that is not wal2json's."""

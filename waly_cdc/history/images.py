@@ -74,14 +74,15 @@ def unsent_columns(
 
 
 def _trusted(subject: Subject) -> str:
-    """Whether no gap lies between an event `e` of a chain `c` and the one before it. A state X is
-    in a gap if its start < X < its end, and an event makes the states from its LSN + 1 on."""
+    """Whether no gap in which rows changed lies between an event `e` of a chain `c` and the
+    one before it. A state X is in a gap if its start < X < its end, and an event makes the states
+    from its LSN + 1 on."""
     pred = "CAST((c._pred // 4294967296) % 18446744073709551616 AS UBIGINT)"
     crossed = [
         f"(e._lsn > {gap.start.value}"
         + (f" AND {pred} + 1 < {gap.end.value})" if gap.end is not None else ")")
         for gap in subject.contents.gaps
-        if gap.oid == subject.oid
+        if gap.oid == subject.oid and gap.rows
     ]
     return f"NOT ({' OR '.join(crossed)} OR e._op = 'R')" if crossed else "TRUE"
 

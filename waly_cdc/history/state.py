@@ -1,9 +1,11 @@
 """The state of a table at a point: the as-of statement, written once (DESIGN: "State at a point").
 
 For each key the last event before the point, starting from the newest complete baseline. A delete
-drops the key, a truncate all before it; an update that changes the key deletes the old one. A table
-without a key is a multiset: what was inserted, less what was deleted. A value that was not sent
-(unchanged TOAST) is the newest earlier value of that column for that row, through key changes too.
+drops the key, a truncate all before it; an update that changes the key deletes the old one. A value
+that was not sent (unchanged TOAST) is the newest earlier value of that column for that row, through
+key changes too. Under replica identity FULL, and without a key, a table is a multiset: what was
+inserted, less the old rows of what was updated or deleted. With FULL the stream does not tell the
+key: a primary key that is dropped and made anew would go unnoticed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from waly_cdc.history.session import identifier, read_files
 from waly_cdc.history.texts import column_text, may_be_raw, raw_text
 from waly_cdc.history.unchanged import resolved
 from waly_cdc.lsn import ZERO, Lsn
-from waly_cdc.relations import Column, RelationVersion
+from waly_cdc.relations import IDENTITY_FULL, Column, RelationVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def state_query(
     begins before `bound`.
 
     Its columns are the relation version's under their stored names, `_raw`, and `_lsn` and `_seq`
-    of the event that a row comes from (NULL in a table without a key). Raises PointNotInArchive.
+    of the event that a row comes from (NULL where there is no key). Raises PointNotInArchive.
     """
     files = state_files(contents, relation, bound)
     baseline = contents.baseline_for(relation.oid, bound)
@@ -113,7 +115,7 @@ def _state(span: _Span, relation: RelationVersion, files: Sequence[File]) -> str
             f"SELECT {_names(relation.columns, '_raw', '_lsn', '_seq')}\n"
             f"FROM events WHERE _op <> 'T' AND {_after_truncate(truncated)}"
         )
-    if not relation.key:
+    if not _replay_key(relation):
         source = _events(span, relation, files, before, relation.columns)
         return _multiset(relation, source, truncated)
     rekeyed = any(file.rekeyed for file in files)
@@ -125,17 +127,22 @@ def _state(span: _Span, relation: RelationVersion, files: Sequence[File]) -> str
 def _last_of_former_key(
     contents: Contents, relation: RelationVersion, files: Sequence[File]
 ) -> RelationVersion | None:
-    """The newest version whose updates and deletes name rows by another key than this one's."""
+    """The newest version whose updates and deletes name rows by something else than this one's."""
     versions = {file.version for file in files if file.ops.get("U") or file.ops.get("D")}
     return max(
         (
             version
             for version in contents.relations[relation.oid]
-            if version.version in versions and set(version.key) != set(relation.key)
+            if version.version in versions and _replay_key(version) != _replay_key(relation)
         ),
         key=lambda version: version.version,
         default=None,
     )
+
+
+def _replay_key(version: RelationVersion) -> frozenset[str]:
+    """What the updates and deletes of a version name their rows by; empty: by the whole row."""
+    return frozenset(() if version.replica_identity == IDENTITY_FULL else version.key)
 
 
 def _events(
@@ -247,15 +254,19 @@ def _multiset(relation: RelationVersion, source: str, truncated: bool) -> str:
         for c in columns
     ]
     after = _after_truncate(truncated)
+    # Where there is a key, no row is there twice, and the newest event that made it is its own.
+    own = "_copies = 1" if relation.key else "FALSE"
+    newest = f"max(struct_pack(_lsn := _lsn, _seq := _seq)) FILTER (WHERE {own})"
     return (
         f"WITH events AS (\n{source}\n),\n"
-        f"changes AS (\nSELECT {', '.join([_names(columns), *new])}, _raw, 1 AS _copies\n"
+        f"changes AS (\nSELECT {', '.join([_names(columns), *new])}, _raw, 1 AS _copies,"
+        " _lsn, _seq\n"
         f"FROM events WHERE _op IN ('R', 'I', 'U') AND {after}\nUNION ALL\n"
-        f"SELECT {', '.join(old)}, NULL, -1\n"
+        f"SELECT {', '.join(old)}, NULL, -1, NULL, NULL\n"
         f"FROM events WHERE _op IN ('U', 'D') AND {after}\n),\n"
         f"counted AS (\nSELECT {', '.join(values)}, any_value(_raw) AS _raw,"
-        f" sum(_copies)::BIGINT AS _copies\nFROM changes GROUP BY {', '.join(groups)}\n)\n"
-        f"SELECT {_names(columns)}, _raw, CAST(NULL AS BIGINT) AS _lsn,"
-        " CAST(NULL AS BIGINT) AS _seq\n"
+        f" sum(_copies)::BIGINT AS _copies, {newest} AS _newest\n"
+        f"FROM changes GROUP BY {', '.join(groups)}\n)\n"
+        f"SELECT {_names(columns)}, _raw, _newest._lsn AS _lsn, _newest._seq AS _seq\n"
         "FROM (SELECT *, unnest(range(_copies)) FROM counted WHERE _copies > 0)"
     )

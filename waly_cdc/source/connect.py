@@ -7,8 +7,11 @@ unescaped `@` turns half of the password into a host name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import psycopg
 from psycopg import conninfo as libpq
@@ -52,6 +55,18 @@ _DEFAULTS: Mapping[str, str] = {
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
 }
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_DDL_TRIES, _DDL_PAUSE = 20, 0.05
+_GONE = (
+    # "could not open relation with OID …" has no SQLSTATE of its own.
+    psycopg.errors.InternalError_,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.InvalidSchemaName,
+)
 
 _UNREADABLE_HINT = (
     "write postgresql://user@host:port/database or host=… port=… dbname=… user=…;"
@@ -133,6 +148,24 @@ def source_error(error: psycopg.Error) -> SourceError:
         )
         hint = refusal or next((hint for part, hint in _LOSSES if part in message), None)
     return (SourceLost if retry else SourceError)(f"PostgreSQL: {message}", hint=hint)
+
+
+def despite_ddl(read: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Have a read of the catalog repeated when it fails because a table was dropped meanwhile: some
+    functions look at the catalog as it is, and know nothing of the statement's snapshot."""
+
+    @wraps(read)
+    def repeated(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        for _ in range(_DDL_TRIES):
+            try:
+                return read(*args, **kwargs)
+            except SourceError as error:
+                if not isinstance(error.__cause__, _GONE):
+                    raise
+                time.sleep(_DDL_PAUSE)
+        return read(*args, **kwargs)
+
+    return repeated
 
 
 def _parse(dsn: str) -> dict[str, str]:

@@ -1,30 +1,108 @@
-"""The heaps of all tables and the partitions among them, as the catalog has them now."""
+"""A look at all tables: what the catalog says at one moment that the stream does not tell."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import psycopg
 
-from waly_cdc.lsn import Lsn
-from waly_cdc.source.connect import source_errors
-from waly_cdc.tables import Heap, Partition
+from waly_cdc.lsn import ZERO, Lsn
+from waly_cdc.source import catalog, publication
+from waly_cdc.source.catalog import Table
+from waly_cdc.source.connect import despite_ddl, source_errors
+from waly_cdc.source.position import insert_position
+from waly_cdc.tables import Heap, HeapColumn, Partition
 
 
-def heaps(connection: psycopg.Connection) -> dict[int, Heap]:
-    """The heap of every table whose changes are logged, by oid. Raises SourceError."""
+@dataclass(frozen=True, slots=True)
+class SeenTable:
+    """A captured table. `written_by` is the transaction that last wrote its row in `pg_class`, as
+    one that gives it a new heap does; `published` says whether updates and deletes are sent, all of
+    them, or cannot be at all."""
+
+    table: Table
+    heap: Heap
+    written_by: int
+    published: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The captured tables by oid, and which of them are partitions, as they were at some moment
+    between two positions.
+
+    `complete` says that no transaction was about to end then: else one whose commit lies in the log
+    before `begun` may not have been seen yet. `fingerprint` is another whenever `tables` could be.
+    """
+
+    begun: Lsn
+    ended: Lsn
+    complete: bool
+    fingerprint: tuple[object, ...]
+    tables: dict[int, SeenTable]
+    linked: dict[int, Partition]
+
+
+@despite_ddl
+def look(connection: psycopg.Connection, slot: str | None, before: Look | None = None) -> Look:
+    """Look at all tables that the slot's publications have, or at all that are logged where there
+    is no slot with publications; `before` is an earlier look, which
+    saves most of the work where nothing has changed since. Raises SourceError."""
+    begun = insert_position(connection)
+    with source_errors(), connection.transaction():
+        _keep_snapshot(connection)
+        row = connection.execute(_FINGERPRINT).fetchone()
+        assert row is not None
+        complete, *fingerprint = row
+        if before is not None and before.fingerprint == tuple(fingerprint):
+            tables, linked = before.tables, before.linked
+        else:
+            tables = _tables(connection, slot)
+            linked = partitions(connection, ZERO, ZERO)
+    ended = insert_position(connection)
+    linked = {oid: replace(each, by=ended) for oid, each in linked.items()}
+    return Look(begun, ended, complete, tuple(fingerprint), tables, linked)
+
+
+def _tables(connection: psycopg.Connection, slot: str | None) -> dict[int, SeenTable]:
+    tables = catalog.tables(connection)
+    facts = _facts(connection)
+    whole = {(table.schema, table.name) for table in tables}
+    if slot is not None:
+        everything, keyed = publication.look(connection, slot)
+        if everything is not None and not everything.every_table:
+            tables = [table for table in tables if (table.schema, table.name) in everything.tables]
+        whole &= keyed.tables - keyed.restricted if keyed else frozenset()
+        whole -= everything.restricted if everything is not None else frozenset()
+    return {
+        table.oid: SeenTable(
+            table,
+            _heap(table, facts[table.oid]),
+            facts[table.oid].written_by,
+            not table.followed or (table.schema, table.name) in whole,
+        )
+        for table in tables
+        if table.oid in facts
+    }
+
+
+def heaps(connection: psycopg.Connection, tables: Sequence[Table]) -> dict[int, Heap]:
+    """The heaps of tables, by oid, in the caller's transaction. Raises SourceError."""
     with source_errors():
-        rows = connection.execute(_HEAPS).fetchall()
-    return {oid: Heap(oid, filenode, tuple(filled)) for oid, filenode, filled in rows}
+        facts = _facts(connection)
+    return {table.oid: _heap(table, facts[table.oid]) for table in tables if table.oid in facts}
 
 
-_HEAPS = """
-SELECT c.oid, c.relfilenode::bigint,
-       coalesce((SELECT array_agg(a.attnum::int ORDER BY a.attnum) FROM pg_attribute a
-                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.atthasmissing
-                       AND NOT a.attisdropped), '{}')
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
-      AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-"""
+@despite_ddl
+def current(connection: psycopg.Connection, oid: int) -> Heap | None:
+    """The heap of one table as it is now; None if it is gone. Raises SourceError."""
+    with source_errors(), connection.transaction():
+        _keep_snapshot(connection)
+        table = catalog.table(connection, oid)
+        facts = _facts(connection, oid)
+    return None if table is None or oid not in facts else _heap(table, facts[oid])
 
 
 def partitions(connection: psycopg.Connection, after: Lsn, by: Lsn) -> dict[int, Partition]:
@@ -39,6 +117,131 @@ def partitions(connection: psycopg.Connection, after: Lsn, by: Lsn) -> dict[int,
         for oid, parents, columns in rows
     }
 
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    filenode: int
+    filled: tuple[int, ...]
+    attributes: int
+    columns: tuple[HeapColumn, ...]
+    written_by: int
+    texts: tuple[tuple[str, str], ...]
+
+
+def _keep_snapshot(connection: psycopg.Connection) -> None:
+    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+
+def _facts(connection: psycopg.Connection, oid: int | None = None) -> dict[int, _Facts]:
+    rows = connection.execute(_FACTS, {"oid": oid}).fetchall()
+    return {
+        row[0]: _Facts(
+            row[1],
+            tuple(row[2]),
+            row[3],
+            tuple(HeapColumn(*column) for column in row[4]),
+            row[5],
+            tuple(sorted((what, text) for what, text in row[6])),
+        )
+        for row in rows
+    }
+
+
+def _heap(table: Table, facts: _Facts) -> Heap:
+    form = (
+        table.schema,
+        table.name,
+        table.replica_identity,
+        table.key,
+        tuple(column.name for column in table.columns if column.identity),
+    )
+    return Heap(
+        table.oid,
+        facts.filenode,
+        facts.filled,
+        facts.attributes,
+        facts.columns,
+        facts.texts,
+        hashlib.sha256(repr(form).encode()).hexdigest()[:16],
+        table.followed,
+    )
+
+
+# Rows of the catalog by who wrote them; the server updates some of pg_class by itself, in place.
+_FINGERPRINT = """
+WITH kept AS (
+    SELECT oid, xmin, relfilenode FROM pg_class
+    WHERE relkind IN ('r', 'i', 'p', 'c') AND relpersistence <> 't' AND oid >= 16384
+)
+SELECT (SELECT pg_snapshot_xmin(s) = pg_snapshot_xmax(s) FROM pg_current_snapshot() s),
+       (SELECT sum(hash_record_extended((oid, xmin::text::bigint, relfilenode), 0)::numeric)
+        FROM kept),
+       (SELECT sum(hash_record_extended((attrelid, attnum, a.xmin::text::bigint), 0)::numeric)
+        FROM pg_attribute a JOIN kept ON attrelid = kept.oid WHERE attnum > 0),
+       (SELECT sum(hash_record_extended((indexrelid, i.xmin::text::bigint), 0)::numeric)
+        FROM pg_index i JOIN kept ON indexrelid = kept.oid),
+       (SELECT sum(hash_record_extended((oid, xmin::text::bigint), 0)::numeric)
+        FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp'),
+       (SELECT sum(hash_record_extended((oid, xmin::text::bigint), 0)::numeric) FROM pg_enum),
+       (SELECT sum(hash_record_extended((inhrelid, xmin::text::bigint), 0)::numeric)
+        FROM pg_inherits),
+       (SELECT sum(hash_record_extended((oid, xmin::text::bigint), 0)::numeric)
+        FROM pg_publication),
+       (SELECT sum(hash_record_extended((oid, xmin::text::bigint), 0)::numeric)
+        FROM pg_publication_rel)
+"""
+
+# What of a type's definition the texts of its values depend on, for the types of our users' making
+# that columns have, and those that these are made of.
+_FACTS = """
+WITH RECURSIVE used (root, type) AS (
+    SELECT DISTINCT a.atttypid, a.atttypid
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+    WHERE a.atttypid >= 16384 AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind = 'r'
+          AND (%(oid)s::oid IS NULL OR c.oid = %(oid)s::oid)
+    UNION
+    SELECT u.root, part.oid
+    FROM used u JOIN pg_type t ON t.oid = u.type
+    CROSS JOIN LATERAL (
+        SELECT t.typelem UNION ALL SELECT t.typbasetype
+        UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+        UNION ALL SELECT a.atttypid FROM pg_attribute a
+                  WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    ) part (oid)
+    WHERE part.oid >= 16384
+), texts (root, what, text) AS (
+    SELECT u.root, 'label ' || e.oid, e.enumlabel::text
+    FROM used u JOIN pg_enum e ON e.enumtypid = u.type
+    UNION ALL
+    SELECT u.root, 'fields ' || t.typrelid,
+           string_agg(a.attnum || ' ' || a.atttypid, ', ' ORDER BY a.attnum)
+    FROM used u JOIN pg_type t ON t.oid = u.type
+    JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    GROUP BY u.root, t.typrelid
+)
+SELECT c.oid, c.relfilenode::bigint, f.filled, c.relnatts::int, f.columns,
+       c.xmin::text::bigint,
+       coalesce((SELECT jsonb_agg(DISTINCT jsonb_build_array(what, text))
+                 FROM texts JOIN pg_attribute a ON a.atttypid = root
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]')
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+LATERAL (
+    SELECT coalesce(array_agg(a.attnum::int ORDER BY a.attnum) FILTER (WHERE a.atthasmissing),
+                    '{}') AS filled,
+           coalesce(jsonb_agg(jsonb_build_array(
+                        a.attnum, a.attname, a.atttypid::bigint, a.atttypmod,
+                        a.attgenerated <> '', a.xmin::text::bigint,
+                        concat_ws(' ', a.attnotnull, a.atthasdef, a.attidentity, a.attstorage,
+                                  a.attcompression, a.attstattarget, a.attinhcount, a.attislocal,
+                                  a.attoptions, md5(a.attacl::text)))
+                    ORDER BY a.attnum),
+                    '[]') AS columns
+    FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+) f
+WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
+      AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+      AND (%(oid)s::oid IS NULL OR c.oid = %(oid)s::oid)
+"""
 
 _PARTITIONS = """
 WITH RECURSIVE above (oid, parent, depth) AS (

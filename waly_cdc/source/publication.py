@@ -57,7 +57,9 @@ def look(
 ) -> tuple[Publication | None, Publication | None]:
     """The two publications of a slot, as far as they exist. Raises SourceError."""
     with source_errors():
-        rows = connection.execute(_LOOK, (list(names(slot)),)).fetchall()
+        by_schema = _BY_SCHEMA if connection.info.server_version >= 150000 else ""
+        query = _LOOK.replace("{by_schema}", by_schema)
+        rows = connection.execute(query.encode(), (list(names(slot)),)).fetchall()
     found = {
         row[0]: Publication(
             name=row[0],
@@ -175,7 +177,8 @@ def dropping(names: Sequence[str]) -> sql.Composed:
     return sql.SQL("DROP PUBLICATION {}").format(listed)
 
 
-# Row filters and column lists came with PostgreSQL 15.
+# Not from pg_publication_tables, which waits for everybody who has a table locked. Row filters,
+# column lists and publications of schemas came with PostgreSQL 15.
 _LOOK = """
 SELECT p.pubname::text,
        array_remove(ARRAY[CASE WHEN p.pubinsert THEN 'insert' END,
@@ -183,8 +186,15 @@ SELECT p.pubname::text,
                           CASE WHEN p.pubdelete THEN 'delete' END,
                           CASE WHEN p.pubtruncate THEN 'truncate' END], NULL),
        p.puballtables, p.pubviaroot, pg_has_role(p.pubowner, 'USAGE'),
-       coalesce((SELECT jsonb_agg(jsonb_build_array(t.schemaname, t.tablename))
-                 FROM pg_publication_tables t WHERE t.pubname = p.pubname), '[]'),
+       coalesce((SELECT jsonb_agg(jsonb_build_array(n.nspname, c.relname))
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
+                       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+                       AND (p.puballtables OR EXISTS (
+                           SELECT FROM pg_publication_rel r
+                           WHERE r.prpubid = p.oid AND (r.prrelid = c.oid OR r.prrelid IN (
+                               SELECT relid FROM pg_partition_ancestors(c.oid)))){by_schema})),
+                '[]'),
        coalesce((SELECT jsonb_agg(jsonb_build_array(n.nspname, c.relname))
                  FROM pg_publication_rel r
                  JOIN pg_class c ON c.oid = r.prrelid
@@ -194,6 +204,12 @@ SELECT p.pubname::text,
                            IS NOT NULL), '[]')
 FROM pg_publication p WHERE p.pubname = ANY(%s)
 """
+
+_BY_SCHEMA = """ OR EXISTS (
+                           SELECT FROM pg_publication_namespace s JOIN pg_class o
+                               ON o.relnamespace = s.pnnspid
+                           WHERE s.pnpubid = p.oid AND (o.oid = c.oid OR o.oid IN (
+                               SELECT relid FROM pg_partition_ancestors(c.oid))))"""
 
 
 def _check_fit(there: tuple[Publication | None, Publication | None]) -> None:
