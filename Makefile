@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench crash clean
+.PHONY: help install test lint format demo bench crash fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ bench: $(STAMP) ## compare capture with pg_recvlogical
 
 crash: $(STAMP) ## the long crash test: kill the sidecar at random moments under load
 	@WALY_KILLS=$${WALY_KILLS:-50} $(BIN)/python -m pytest tests/crash -n 0 -s
+
+fuzz: $(STAMP) ## the long fuzz: random DML and DDL against the server itself, and both decoders
+	@WALY_FUZZ_SECONDS=$${WALY_FUZZ_SECONDS:-300} WALY_FUZZ_DAMAGES=$${WALY_FUZZ_DAMAGES:-200} \
+		$(BIN)/python -m pytest tests/fuzz -n 0 -s
+	@WALY_FUZZ=$${WALY_FUZZ:-2000} $(BIN)/python -m pytest tests/property -n 0
 
 clean: ## remove the environment and all caches
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

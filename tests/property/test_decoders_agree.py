@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import os
-import struct
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +17,14 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from tests import pgoutput_bytes as build
+from tests.decoding import attempt, columnar, reference, without_typed_values
 from tests.pgoutput_bytes import UNCHANGED, Value
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.decode import events
 from waly_cdc.decode.chunk import Chunk
 from waly_cdc.decode.pgoutput import ColumnarDecoder
 from waly_cdc.decode.reference import ReferenceDecoder
 from waly_cdc.errors import DecodeError
-from waly_cdc.relations import RelationVersion, StreamColumn, StreamRelation
+from waly_cdc.relations import StreamColumn, StreamRelation
 
 FUZZ = settings(
     max_examples=int(os.environ.get("WALY_FUZZ", "120")),
@@ -245,85 +242,23 @@ def cut_streams(draw: st.DrawFn) -> list[list[bytes]]:
     return [frames[a:b] for a, b in zip([0, *cuts], [*cuts, len(frames)], strict=True)]
 
 
-# What the two give, in one form
-
-Group = tuple[RelationVersion, date]
-
-
-@dataclass
-class Outcome:
-    """Everything decoded: rows by relation version and day, transactions, own messages."""
-
-    rows: dict[Group, list[dict[str, Any]]]
-    transactions: list[dict[str, Any]]
-    messages: list[tuple[int, bytes]]
-
-
-def _plain(value: Any) -> Any:
-    """A value that is equal to another only if the two are the same in every respect."""
-    match value:
-        case float():
-            return ("float", struct.pack(">d", value))
-        case bool():
-            return ("bool", value)
-        case Decimal():
-            return str(value)
-        case dict():
-            return {name: _plain(item) for name, item in value.items()}
-        case list():
-            return [_plain(item) for item in value]
-        case _:
-            return value
-
-
-def _columnar(pieces: Sequence[Sequence[bytes]], *, restart: bool = False) -> Outcome:
-    shapes = Shapes({}, lambda _: None)
-    decoder = ColumnarDecoder(shapes.resolve, 3)
-    outcome = Outcome(defaultdict(list), [], [])
-    for piece in pieces:
-        decoded = decoder.decode(Chunk.of(piece))
-        for batch in decoded.batches:
-            assert batch.events.schema == events.schema(batch.relation)
-            batch.events.validate(full=True)
-            for row in batch.events.to_pylist():
-                if row["_raw"] is not None:
-                    pairs = row["_raw"]
-                    row["_raw"] = dict(pairs)
-                    assert len(row["_raw"]) == len(pairs)
-                outcome.rows[batch.relation, batch.day].append(_plain(row))
-        outcome.transactions += decoded.transactions.to_pylist()
-        outcome.messages += decoded.messages
-        if restart and not decoder.in_transaction:
-            decoder = ColumnarDecoder(shapes.resolve, 3, shapes.newest())
-    return outcome
-
-
-def _reference(frames: Iterable[bytes]) -> Outcome:
-    decoder = ReferenceDecoder(Shapes({}, lambda _: None).resolve, 3)
-    decoded = decoder.decode(frames)
-    rows: dict[Group, list[dict[str, Any]]] = defaultdict(list)
-    for relation, row in decoded.events:
-        rows[relation, row["day"]].append(_plain(row))
-    return Outcome(rows, decoded.transactions, decoded.messages)
-
-
 @FUZZ
 @given(cut_streams(), st.booleans())
 def test_both_decoders_give_the_same_events(pieces: list[list[bytes]], restart: bool) -> None:
-    expected = _reference(frame for piece in pieces for frame in piece)
+    expected = reference(frame for piece in pieces for frame in piece)
     event(f"tables: {len({relation.oid for relation, _ in expected.rows})}")
-    assert _columnar(pieces, restart=restart) == expected
+    assert columnar(pieces, restart=restart) == expected
 
 
 @FUZZ
 @given(cut_streams())
 def test_both_know_whether_a_transaction_is_open(pieces: list[list[bytes]]) -> None:
-    columnar = ColumnarDecoder(Shapes({}, lambda _: None).resolve)
-    reference = ReferenceDecoder(Shapes({}, lambda _: None).resolve)
+    fast = ColumnarDecoder(Shapes({}, lambda _: None).resolve)
+    plain = ReferenceDecoder(Shapes({}, lambda _: None).resolve)
     for piece in pieces:
-        columnar.decode(Chunk.of(piece))
-        reference.decode(piece)
-        assert columnar.in_transaction == reference.in_transaction
+        fast.decode(Chunk.of(piece))
+        plain.decode(piece)
+        assert fast.in_transaction == plain.in_transaction
 
 
 # Damage
@@ -356,44 +291,17 @@ def damaged_streams(draw: st.DrawFn) -> list[bytes]:
     return frames
 
 
-def _attempt(decode: Callable[[], Outcome]) -> Outcome | None:
-    """The outcome; None for a DecodeError. Any other exception is one too many."""
-    try:
-        return decode()
-    except DecodeError:
-        return None
-
-
-def _without_typed_values(outcome: Outcome) -> Outcome:
-    """The outcome as far as damage to a value's text makes no difference to it: such a text is not
-    one that PostgreSQL prints, and the two need not agree on whether a typed column holds it."""
-    rows = {
-        group: [
-            {
-                name: value
-                for name, value in row.items()
-                if name not in ("_before", "_raw")
-                and all(c.stored != name or c.storage == "text" for c in group[0].columns)
-            }
-            | {"_before": row.get("_before") is None}
-            for row in rows
-        ]
-        for group, rows in outcome.rows.items()
-    }
-    return Outcome(rows, outcome.transactions, outcome.messages)
-
-
 @FUZZ
 @given(damaged_streams(), st.booleans())
 def test_damage_is_a_decode_error_or_decoded_the_same(frames: list[bytes], split: bool) -> None:
-    expected = _attempt(lambda: _reference(frames))
+    expected = attempt(lambda: reference(frames))
     pieces = [[frame] for frame in frames] if split else [frames]
-    found = _attempt(lambda: _columnar(pieces))
+    found = attempt(lambda: columnar(pieces))
     event("decoded" if expected else "refused")
     if expected is None or found is None:
         assert found == expected
     else:
-        assert _without_typed_values(found) == _without_typed_values(expected)
+        assert without_typed_values(found) == without_typed_values(expected)
 
 
 @FUZZ
@@ -421,13 +329,13 @@ def test_the_last_commit_of_a_chunk_is_found_or_refused(frames: list[bytes]) -> 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=5), st.booleans())
 def test_noise_is_a_decode_error(noise: list[bytes], framed: bool) -> None:
     frames = build.frames(noise) if framed else noise
-    expected = _attempt(lambda: _reference(frames))
-    found = _attempt(lambda: _columnar([frames]))
+    expected = attempt(lambda: reference(frames))
+    found = attempt(lambda: columnar([frames]))
     assert (found is None) == (expected is None)
 
 
 @pytest.mark.parametrize("size", [0, 1, 24, 25])
 def test_a_frame_without_a_message_is_a_decode_error(size: int) -> None:
     frame = build.frame(b"")[:size]
-    assert _attempt(lambda: _reference([frame])) is None
-    assert _attempt(lambda: _columnar([[frame]])) is None
+    assert attempt(lambda: reference([frame])) is None
+    assert attempt(lambda: columnar([[frame]])) is None
