@@ -30,7 +30,7 @@ class Outcome:
     messages: list[tuple[int, bytes]]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value that is equal to another only if the two are the same in every respect."""
     match value:
         case float():
@@ -40,9 +40,9 @@ def _plain(value: Any) -> Any:
         case Decimal():
             return str(value)
         case dict():
-            return {name: _plain(item) for name, item in value.items()}
+            return {name: plain(item) for name, item in value.items()}
         case list():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case _:
             return value
 
@@ -61,7 +61,7 @@ def columnar(pieces: Sequence[Sequence[bytes]], *, restart: bool = False) -> Out
                     pairs = row["_raw"]
                     row["_raw"] = dict(pairs)
                     assert len(row["_raw"]) == len(pairs)
-                outcome.rows[batch.relation, batch.day].append(_plain(row))
+                outcome.rows[batch.relation, batch.day].append(plain(row))
         outcome.transactions += decoded.transactions.to_pylist()
         outcome.messages += decoded.messages
         if restart and not decoder.in_transaction:
@@ -74,7 +74,7 @@ def reference(frames: Iterable[bytes]) -> Outcome:
     decoded = decoder.decode(frames)
     rows: dict[Group, list[dict[str, Any]]] = defaultdict(list)
     for relation, row in decoded.events:
-        rows[relation, row["day"]].append(_plain(row))
+        rows[relation, row["day"]].append(plain(row))
     return Outcome(rows, decoded.transactions, decoded.messages)
 
 

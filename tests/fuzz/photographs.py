@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import sql
 
-from tests.comparing import archived_texts
+from tests.integration.archived import archived_texts
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import PointNotInArchive

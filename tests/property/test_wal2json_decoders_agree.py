@@ -13,17 +13,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from tests import wal2json_bytes as build
-from tests.property.test_decoders_agree import (
-    FUZZ,
-    NAMES,
-    TEXT_OF,
-    TYPES,
-    Group,
-    Outcome,
-    _attempt,
-    _plain,
-    _without_typed_values,
-)
+from tests.decoding import Group, Outcome, attempt, plain, without_typed_values
+from tests.property.test_decoders_agree import FUZZ, NAMES, TEXT_OF, TYPES
 from tests.wal2json_bytes import Field, Head
 from waly_cdc.decode import events
 from waly_cdc.decode.chunk import Chunk
@@ -206,7 +197,7 @@ def _columnar(case: Case, pieces: Sequence[Sequence[bytes]]) -> Outcome:
             batch.events.validate(full=True)
             for row in batch.events.to_pylist():
                 row["_raw"] = dict(row["_raw"]) if row["_raw"] is not None else None
-                rows[batch.relation, batch.day].append(_plain(row))
+                rows[batch.relation, batch.day].append(plain(row))
         outcome.transactions += decoded.transactions.to_pylist()
         outcome.messages += decoded.messages
     return outcome
@@ -216,7 +207,7 @@ def _reference(case: Case, frames: Iterable[bytes]) -> Outcome:
     decoded = Wal2jsonReferenceDecoder(case.resolve, 3).decode(frames)
     rows: dict[Group, list[dict[str, object]]] = defaultdict(list)
     for relation, row in decoded.events:
-        rows[relation, row["day"]].append(_plain(row))
+        rows[relation, row["day"]].append(plain(row))
     return Outcome(rows, decoded.transactions, decoded.messages)
 
 
@@ -259,13 +250,13 @@ def damaged(draw: st.DrawFn) -> Case:
 @FUZZ
 @given(damaged())
 def test_both_refuse_damaged_bytes_or_read_them_alike(case: Case) -> None:
-    expected = _attempt(lambda: _reference(case, case.pieces[0]))
-    found = _attempt(lambda: _columnar(case, case.pieces))
+    expected = attempt(lambda: _reference(case, case.pieces[0]))
+    found = attempt(lambda: _columnar(case, case.pieces))
     event("refused" if expected is None else "read")
     if expected is None or found is None:
         assert found == expected
     else:
-        assert _without_typed_values(found) == _without_typed_values(expected)
+        assert without_typed_values(found) == without_typed_values(expected)
 
 
 @FUZZ
@@ -273,8 +264,8 @@ def test_both_refuse_damaged_bytes_or_read_them_alike(case: Case) -> None:
 def test_noise_is_a_decode_error(noise: list[bytes]) -> None:
     frames = [build.frame("")[:25] + message for message in noise]
     case = Case([frames], [], 0)
-    assert _attempt(lambda: _reference(case, frames)) is None
-    assert _attempt(lambda: _columnar(case, [frames])) is None
+    assert attempt(lambda: _reference(case, frames)) is None
+    assert attempt(lambda: _columnar(case, [frames])) is None
     try:
         Wal2jsonDecoder(case.resolve).committed(Chunk.of(frames))
     except DecodeError:

@@ -33,19 +33,16 @@ from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import Source
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.alterations import Alteration, alteration
-from waly_cdc.capture.baseline import Snapshot, copy_tables
 from waly_cdc.capture.gaps import Gaps, Ready
 from waly_cdc.capture.names import TableNames
+from waly_cdc.capture.new_baselines import NewBaselines
 from waly_cdc.capture.publishing import Publishing
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.errors import SourceError, SourceLost, WalyError
+from waly_cdc.errors import SourceLost, WalyError
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.plugins import PGOUTPUT
-from waly_cdc.source import catalog
-from waly_cdc.source import slot as source_slot
 from waly_cdc.source.connect import connect
-from waly_cdc.source.copy import snapshot_transaction
-from waly_cdc.source.heaps import Look, SeenTable, heaps, look
+from waly_cdc.source.heaps import Look, SeenTable, look
 from waly_cdc.tables import Drop, Gap, Heap, Partition, TableChanges
 
 LOOK_EVERY = 1.0
@@ -388,51 +385,23 @@ class TableWatch(threading.Thread):
             self._publishing.keep(connection)
 
     def _copy(self, connection: psycopg.Connection, wanted: dict[int, Gap]) -> None:
-        name = f"waly_baseline_{connection.info.backend_pid}"
-        with connect(self._dsn, replication=True, application_name="waly watch") as replication:
-            slot = source_slot.create(
-                replication, name, self._source.plugin, temporary=True, on_wait=self._on_wait
-            )
-            facts = catalog.server_facts(connection)
-            era = self._archive.contents.era
-            snapshot = Snapshot(slot.snapshot, era, slot.consistent_point, facts.now)
-            with snapshot_transaction(self._dsn, slot.snapshot) as inside:
-                tables = [t for t in catalog.tables(inside) if t.oid in wanted and t.readable]
-                there = heaps(inside, tables)
+        with self._lock:
+            known = dict(self._known)
+        copies = NewBaselines(self._archive, self._dsn, self._source.plugin, self._shapes)
+        for ready in copies.take(connection, wanted, known, self._stopping.is_set):
+            oid = ready.gap.oid
             with self._lock:
-                # A heap that changed since the look is for the next one.
-                tables = [t for t in tables if there.get(t.oid) == self._known.get(t.oid)]
-            since = Lsn(snapshot.lsn.value - 1)
-            proposed = [(table, self._shapes.propose(table, since)) for table in tables]
-            for copied in copy_tables(
-                self._archive,
-                self._dsn,
-                snapshot,
-                proposed,
-                there,
-                jobs=1,
-                on_table=lambda _: None,
-                stopping=self._stopping.is_set,
-            ):
-                oid = copied.relation.oid
-                gap = replace(wanted[oid], end=snapshot.lsn)
-                ready = Ready(copied.relation, gap, snapshot.lsn, copied)
-                with self._lock:
-                    # Another look may have found a change meanwhile.
-                    fits = self._known.get(oid) == there[oid] and oid in self._gaps.wanted()
-                    if fits:
-                        self._gaps.ready.append(ready)
-                    else:
-                        ready.discard()
+                # Another look may have found a change meanwhile.
+                fits = self._known.get(oid) == known[oid] and oid in self._gaps.wanted()
                 if fits:
-                    self._on_event(
-                        f"new baseline of {copied.relation.qualified_name} at {snapshot.lsn},"
-                        f" {copied.baseline.rows} rows: {gap.reason}"
-                    )
-
-    def _on_wait(self, _: float) -> None:
-        if self._stopping.is_set():
-            raise SourceError("interrupted")
+                    self._gaps.ready.append(ready)
+                else:
+                    ready.discard()
+            if fits and ready.copied is not None:
+                self._on_event(
+                    f"new baseline of {ready.relation.qualified_name} at {ready.lsn},"
+                    f" {ready.copied.baseline.rows} rows: {ready.gap.reason}"
+                )
 
     def _tell(self, text: str) -> None:
         if text not in self._told:
