@@ -90,11 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(50_000, 20, 100)
     # numpy's linear algebra, which nothing here uses, would start threads that spin for a while.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    code = run(sys.argv[1:] if arguments is None else arguments)
-    # Nothing that is left has anything to do at its end: the collections that Python makes when it
-    # exits need not go through all modules, which takes them longer than a short answer.
-    gc.freeze()
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
