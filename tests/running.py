@@ -1,4 +1,4 @@
-"""A sidecar in a thread, and waiting for what it does."""
+"""A sidecar in a thread, waiting for what it does, and what a server must have for a test."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psycopg
+import pytest
 
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.sidecar import run
@@ -50,3 +51,10 @@ def execute(dsn: str, *statements: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement.encode())
+
+
+def require(dsn: str, version: int, what: str) -> None:
+    """Skip the test on servers older than `version` (150000 is 15), which lack `what`."""
+    with psycopg.connect(dsn) as connection:
+        if connection.info.server_version < version:
+            pytest.skip(f"{what} came with PostgreSQL {version // 10_000}")

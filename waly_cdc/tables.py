@@ -29,7 +29,8 @@ class Heap:
     `filenode` is their file; `filled` are the attnums of columns that older rows have a default for
     without holding it; `attributes` counts all columns that there ever were; `texts` are the labels
     of enum types and the fields of composite types that values are printed with; `form` is a digest
-    of the table's names, key and replica identity; `followed` as in `Table`.
+    of the table's names, key and replica identity; `followed` as in `Table`; `published` has a text
+    for each publication that the table is in: another one when it was altered as to this table.
 
     A statement that rewrites a table (ALTER COLUMN … TYPE, ADD COLUMN with a volatile default, …)
     gives it a new file and sends no event for the rows in it. ADD COLUMN with a constant default
@@ -45,6 +46,7 @@ class Heap:
     texts: tuple[tuple[str, str], ...]
     form: str
     followed: bool
+    published: tuple[tuple[str, str], ...]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,6 +58,7 @@ class Heap:
             "texts": [list(text) for text in self.texts],
             "form": self.form,
             "followed": self.followed,
+            "published": [list(each) for each in self.published],
         }
 
     @classmethod
@@ -69,6 +72,7 @@ class Heap:
             tuple((what, text) for what, text in data["texts"]),
             data["form"],
             data["followed"],
+            tuple((name, text) for name, text in data["published"]),
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,20 @@ def live_rows(dsn: str) -> Rows:
         return rows_of(connection)
 
 
-def photograph(dsn: str) -> Photo:
+@contextmanager
+def snapshot_of_now(dsn: str) -> Iterator[tuple[Lsn, psycopg.Connection[Any]]]:
+    """An LSN, and a connection that sees what the transactions that commit before it made."""
     with connect(dsn, replication=True) as replication:
-        created = slot.create(replication, "photo", temporary=True)
+        # The slot of one before goes only when the server has noticed that its session ended.
+        name = f"photo_{replication.info.backend_pid}"
+        created = slot.create(replication, name, temporary=True)
         with snapshot_transaction(dsn, created.snapshot) as connection:
-            return Photo(created.consistent_point, rows_of(connection))
+            yield created.consistent_point, connection
+
+
+def photograph(dsn: str) -> Photo:
+    with snapshot_of_now(dsn) as (lsn, connection):
+        return Photo(lsn, rows_of(connection))
 
 
 @dataclass(frozen=True)

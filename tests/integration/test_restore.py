@@ -24,7 +24,7 @@ from waly_cdc.restore.plan import Plan, plan_restore
 from waly_cdc.restore.postgres import restore_postgres
 from waly_cdc.restore.result import RestoreResult
 from waly_cdc.restore.rows import Rows as StateRows
-from waly_cdc.restore.target import MARKER
+from waly_cdc.restore.target import MARKER, ORIGIN
 from waly_cdc.source.connect import connect
 
 UNLOGGED = "rows of table public.unlogged_one: they are not in the archive"
@@ -142,6 +142,25 @@ def schema_of(dsn: str) -> str:
     options = ["--schema-only", "--no-owner", "--no-privileges", "--no-publications"]
     done = subprocess.run([program, *options, dsn], capture_output=True, text=True, check=True)
     return re.sub(r"(?m)^(\\(un)?restrict .*|--.*|)\n", "", done.stdout)
+
+
+def test_the_stream_of_the_target_tells_that_it_was_a_restore(
+    sample: Sample, database: str
+) -> None:
+    name = conninfo.conninfo_to_dict(database)["dbname"]
+    with connect(database) as connection:
+        connection.execute("create publication p for all tables with (publish = 'insert')")
+        connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
+        restore(sample.archive, database, AtLsn(sample.photos["churn"].lsn), "docs", "bag")
+        rows = connection.execute(
+            "select data from pg_logical_slot_get_binary_changes(%s, null, null,"
+            " 'proto_version', '1', 'publication_names', 'p')",
+            (name,),
+        ).fetchall()
+    transactions = b"\n".join(data for (data,) in rows if data[:1] in b"BOI").split(b"\nB")
+    loading = [messages for messages in transactions if b"\nI" in messages]
+    assert loading
+    assert all(ORIGIN.encode() in messages.partition(b"\nI")[0] for messages in loading)
 
 
 def test_sequences_never_give_a_used_value_again(sample: Sample, database: str) -> None:

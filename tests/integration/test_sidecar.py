@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.conftest import TestServer
+from tests.integration.archived import archived_rows
+from tests.integration.sample import live_rows
 from tests.running import running, wait_for
 from waly_cdc.archive.contents import load
 from waly_cdc.archive.store import LocalStore
@@ -20,6 +25,8 @@ from waly_cdc.capture.initialise import initialise
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.sidecar import run
 from waly_cdc.embedded import EmbeddedServer
+from waly_cdc.history.log import LogFilter, log
+from waly_cdc.history.session import session
 from waly_cdc.lsn import Lsn
 
 
@@ -158,7 +165,7 @@ def test_two_kills_in_one_large_transaction_leave_it_whole(database: str, work_d
     settings = _settings(database, work_dir)
     _execute(database, "create table t (id int primary key, v text)")
     initialise(settings)
-    _execute(database, "insert into t select n, repeat('x', 50) from generate_series(1, 100000) n")
+    _execute(database, "insert into t select n, repeat('x', 250) from generate_series(1, 100000) n")
     command = [sys.executable, "-m", "waly_cdc", "--archive", str(settings.archive), "run"]
     for failpoint in ("journal.append=kill:4", "journal.append=kill:2", "seal.publish=kill"):
         killed = subprocess.run(
@@ -174,3 +181,58 @@ def test_two_kills_in_one_large_transaction_leave_it_whole(database: str, work_d
     run(settings, once=True)
     contents = load(LocalStore(settings.archive))
     assert (contents.events, contents.transactions) == (100_000, 1)
+
+
+def test_what_is_written_while_the_archive_is_made_is_there_once(
+    database: str, work_dir: Path
+) -> None:
+    settings = _settings(database, work_dir)
+    _execute(database, "create table t (id int primary key, v int)")
+    _execute(database, "create table bag (id int); alter table bag replica identity full")
+    enough = threading.Event()
+
+    def write(writer: int) -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            for number in itertools.count(writer, 3):
+                with connection.transaction():
+                    connection.execute("insert into t values (%s, 0)", (number,))
+                    connection.execute("insert into bag values (%s)", (number % 7,))
+                    connection.execute("update t set v = v + 1 where id = %s", (number - 30,))
+                if enough.is_set():
+                    return
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(write, writer) for writer in range(3)]
+        initialise(settings)
+        enough.set()
+        for writer in writers:
+            writer.result()
+    run(settings, once=True)
+    assert archived_rows(settings) == live_rows(database)
+
+
+def test_transactions_are_in_the_order_of_their_commits(database: str, work_dir: Path) -> None:
+    settings = _settings(database, work_dir)
+    _execute(database, "create table t (id int primary key, v text)")
+    _execute(database, "insert into t values (1, 'start')")
+    initialise(settings)
+    with psycopg.connect(database) as first, psycopg.connect(database) as second:
+        first.execute("insert into t values (2, 'first')")
+        second.execute("update t set v = 'second' where id = 1")
+        second.execute("insert into t values (3, 'second')")
+        first.execute("update t set id = 4 where id = 2")
+        second.commit()
+        first.execute("update t set v = 'first' where id = 1")
+        first.commit()
+    run(settings, once=True)
+    store = LocalStore(settings.archive)
+    with session() as connection:
+        events = list(log(connection, load(store), store, "t", (), LogFilter()))[::-1]
+    assert [(event["op"], str(event["key"]["id"]), event["seq"]) for event in events] == [
+        ("U", "1", 0),
+        ("I", "3", 1),
+        ("I", "2", 0),
+        ("U", "4", 1),
+        ("U", "1", 2),
+    ]
+    assert archived_rows(settings) == live_rows(database)

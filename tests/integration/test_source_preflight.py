@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg import conninfo as libpq
 
+from tests.running import require
 from waly_cdc.errors import SourceError
 from waly_cdc.findings import Finding, worst
 from waly_cdc.source import catalog, publication, slot
@@ -139,9 +140,8 @@ def test_publications_that_hurt_or_lack(database: str) -> None:
 
 
 def test_row_filters_are_found(database: str) -> None:
+    require(database, 150_000, "row filters")
     with connect(database) as admin:
-        if admin.info.server_version < 150000:
-            pytest.skip("row filters came with PostgreSQL 15")
         admin.execute(
             "CREATE TABLE public.t (a int PRIMARY KEY);"
             "CREATE PUBLICATION w_all FOR TABLE public.t WHERE (a > 1)"

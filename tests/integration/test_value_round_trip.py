@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.integration import types_document
 from waly_cdc.archive.contents import load
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.capture import sidecar
@@ -43,6 +44,7 @@ NUMERICS = [
     "1e-20",
     "9" * 6000,
     "0." + "0" * 300 + "1",
+    "-1" + "0" * 131_071 + "." + "1" * 16_383,
 ]
 DATES = ["2026-11-23", "0001-01-01", "9999-12-31", "infinity", "-infinity", "0044-03-15 BC"]
 DATES += ["4714-11-24 BC", "10000-01-01", "5874897-12-31", "1582-10-10", "1969-12-31"]
@@ -65,13 +67,19 @@ BUILT_IN: dict[str, list[str]] = {
     "cidr": ["10.0.0.0/8", "2001:db8::/32", "::ffff:1.2.3.4/128"],
     "circle": ["<(1,2),3>", "<(0,0),0>"],
     "date": DATES,
+    "datemultirange": ["{[2026-01-01,2026-01-02)}"],
+    "daterange": ["[-infinity,infinity]", "[2026-01-01,2026-01-02]"],
     "float4": [*FLOATS, "1e-45", "3.4028235e38", "1e6", "999999", "16777216", "1.1754944e-38"],
     "float8": [*FLOATS, "5e-324", "1e15", "1e14", "1e22", "9007199254740993", "-1e308"],
     "inet": ["127.0.0.1", "10.1.2.3/8", "::1", "fe80::1/64"],
     "int2": ["0", "-32768", "32767"],
     "int2vector": ["", "1 -2 3"],
     "int4": ["0", "-2147483648", "2147483647"],
+    "int4multirange": ["{}", "{[1,2),[5,)}"],
+    "int4range": ["[1,5)", "empty", "(,)", "[1,)"],
     "int8": ["0", "-9223372036854775808", "9223372036854775807"],
+    "int8multirange": ["{[1,2)}"],
+    "int8range": ["[-9223372036854775808,0)"],
     "interval": ["0", "1 year -2 mons +3 days -04:05:06.789", "-1 days", "178000000 years"],
     "json": ["{}", '{"a" : 1e400,  "a":"\\u0000"}', "null", '"é"', " [1 ,2] "],
     "jsonb": ["{}", '{"b": 1.50, "a": [null, true]}', "null", '"\\"\\\\"', "1" + "0" * 5000],
@@ -83,6 +91,8 @@ BUILT_IN: dict[str, list[str]] = {
     "money": ["0", "-92233720368547758.08", "1234567.89"],
     "name": ["", 'quo"te', "é" * 31],
     "numeric": NUMERICS,
+    "nummultirange": ["{[1.50,2)}"],
+    "numrange": ["[-1e100,NaN)", "(,Infinity]"],
     "oid": OIDS,
     "oidvector": ["", "1 4294967295"],
     "path": ["[(0,0),(1,1)]", "((0,0),(1,1),(2,0))"],
@@ -111,7 +121,11 @@ BUILT_IN: dict[str, list[str]] = {
         for text in TIMESTAMPS
     ],
     "timetz": ["00:00:00+00", "24:00:00-15:59", "23:59:59.999999+15:59:59"],
+    "tsmultirange": ["{[2026-01-01,2026-01-02)}"],
     "tsquery": ["'a' & !'b':*", "'it''s'"],
+    "tsrange": ['["0044-03-15 00:00:00 BC",infinity)'],
+    "tstzmultirange": ["{[2026-01-01,2026-01-02)}"],
+    "tstzrange": ['["2026-11-23 00:00:00+02",)'],
     "tsvector": ["", "'a':1A,2B 'it''s'"],
     "txid_snapshot": ["10:20:10,14,15"],
     "uuid": ["00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"],
@@ -151,31 +165,67 @@ OTHERS: dict[str, list[str]] = {
     "public.mood[]": ["{sad}", "{}"],
     "public.pair[]": ['{"(1,\\"a,b\\")",NULL}'],
     "public.spans": ["[a,b)", "empty"],
-    "int4range": ["[1,5)", "empty", "(,)", "[1,)"],
-    "numrange": ["[-1e100,NaN)", "(,Infinity]"],
-    "tsrange": ['["0044-03-15 00:00:00 BC",infinity)'],
-    "tstzrange": ['["2026-11-23 00:00:00+02",)'],
-    "daterange": ["[-infinity,infinity]", "[2026-01-01,2026-01-02]"],
-    "int8range": ["[-9223372036854775808,0)"],
-    "int4multirange": ["{}", "{[1,2),[5,)}"],
-    "nummultirange": ["{[1.50,2)}"],
-    "tsmultirange": ["{[2026-01-01,2026-01-02)}"],
-    "tstzmultirange": ["{[2026-01-01,2026-01-02)}"],
-    "datemultirange": ["{[2026-01-01,2026-01-02)}"],
-    "int8multirange": ["{[1,2)}"],
     "int4[]": ["{}", "{1,NULL,-2}", "[0:1]={1,2}", "{{1,2},{3,4}}"],
     "text[]": ['{"",NULL,"NULL","a,b","\\"","\\\\",é}', "{}"],
     "float8[]": ["{NaN,-0,Infinity,1e300}"],
+    "public.odd": ["1", "2147483647"],
+    "public.moods": ["{sad,NULL}", "{}"],
+    "public.both": ['(1,"{""(1,\\\\""a,b\\\\"")"",NULL}","[1,5)",sad)', "(,,,)"],
+    "public.nested": ['("(1,,empty,)",t)', "(,)"],
+    "public.a_pair": ["(7,seven)", "(1,)"],
+    'public."Odd ""type"".ü"': ["a"],
+    "public.both[]": ['{"(2,,,)"}'],
+    "public.spans_of": ["{[a,b),[c,d)}", "{}"],
 }
+
+EXTENSIONS: dict[str, dict[str, list[str]]] = {
+    "citext": {"public.citext": ["", "Case", "cASE", "É"], "public.citext[]": ["{Case,NULL}"]},
+    "hstore": {
+        "public.hstore": ["", 'a=>1, b=>NULL, "c d"=>"\\"\\\\"', '""=>""'],
+        "public.hstore[]": ['{"\\"a\\"=>\\"1\\""}'],
+    },
+    "ltree": {
+        "public.ltree": ["", "Top.Science", "a.b.c"],
+        "public.lquery": ["*.a@*.!b", "a.*{1,2}"],
+        "public.ltxtquery": ["a & !b"],
+        "public.ltree[]": ["{a.b,NULL}"],
+    },
+    "cube": {"public.cube": ["(1,2),(3,4)", "()"]},
+    "isn": {"public.isbn": ["978-0-11-000533-1"], "public.issn": ["1436-4522"]},
+    "seg": {"public.seg": ["1.50", "1.0 .. 2.00", "~5"]},
+    "intarray": {"public.query_int": ["1&(2|!3)"]},
+}
+"""Literals for types of extensions, by extension."""
 
 DEFINITIONS = """
 CREATE TYPE public.mood AS ENUM ('sad', 'it''s; "ok"');
 CREATE DOMAIN public.positive AS int CHECK (VALUE > 0);
 CREATE TYPE public.pair AS (a int, "B b" text);
-CREATE TYPE public.spans AS RANGE (subtype = text);
+CREATE TYPE public.spans AS RANGE (subtype = text, multirange_type_name = public.spans_of);
+CREATE DOMAIN public.odd AS public.positive CHECK (VALUE % 2 = 1);
+CREATE DOMAIN public.moods AS public.mood[];
+CREATE TYPE public.both AS (a public.positive, b public.pair[], c int4range, d public.mood);
+CREATE TYPE public.nested AS (a public.both, b bool);
+CREATE DOMAIN public.a_pair AS public.pair CHECK ((VALUE).a > 0);
+CREATE TYPE public."Odd ""type"".ü" AS ENUM ('a');
 CREATE FUNCTION public.own(public.mood) RETURNS int LANGUAGE sql AS 'SELECT 1';
 CREATE VIEW public.other AS SELECT 1;
 """
+
+OWN = {
+    "public.mood": "an enum",
+    "public.positive": "a domain",
+    "public.odd": "a domain over a domain",
+    "public.moods": "a domain over an array",
+    "public.a_pair": "a domain over a composite",
+    "public.pair": "a composite",
+    "public.both": "a composite with a domain, an array of composites, a range and an enum",
+    "public.nested": "a composite in a composite",
+    "public.spans": "a range",
+    "public.spans_of": "a multirange",
+    'public."Odd ""type"".ü"': "an enum with an odd name",
+}
+"""What the types of `DEFINITIONS` are."""
 
 Texts = tuple[str | None, ...]
 """A row, as texts."""
@@ -261,17 +311,27 @@ class EveryTable:
 def connection(database: str) -> Iterator[psycopg.Connection]:
     with connect(database) as connection:
         connection.execute(DEFINITIONS)
+        for extension in _extensions(connection):
+            connection.execute(f"CREATE EXTENSION {extension} SCHEMA public")
         yield connection
+
+
+def _extensions(connection: psycopg.Connection) -> list[str]:
+    """Those of our extensions that the server has."""
+    rows = connection.execute("SELECT name FROM pg_available_extensions").fetchall()
+    return sorted(EXTENSIONS.keys() & {name for (name,) in rows})
 
 
 def _types(connection: psycopg.Connection) -> dict[str, list[str]]:
     """Literals by type: those above, and an array of each built-in type that has one."""
     found = connection.execute(
         "SELECT t.typname::text, t.typarray <> 0 FROM pg_type t"
-        " WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typtype = 'b'"
+        " WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typtype IN ('b', 'r', 'm')"
         " AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid) ORDER BY 1"
     ).fetchall()
     values = dict(OTHERS)
+    for extension in _extensions(connection):
+        values |= EXTENSIONS[extension]
     for name, has_array in found:
         if name in REFUSE_INPUT:
             continue
@@ -288,6 +348,18 @@ def _types(connection: psycopg.Connection) -> dict[str, list[str]]:
     if connection.info.server_version >= 170000:
         values['"interval"'] = [*values['"interval"'], "infinity", "-infinity"]
     return values
+
+
+def _kind(type_name: str) -> tuple[str, str | None]:
+    """The section of `docs/types.md` that a type stands in, and what it is called there if not by
+    its name."""
+    if type_name in OWN:
+        return types_document.OWN, OWN[type_name]
+    for extension, values in EXTENSIONS.items():
+        if type_name in values:
+            return types_document.EXTENSIONS, f"{type_name.removeprefix('public.')} ({extension})"
+    built_in = type_name.startswith('"')
+    return (types_document.BUILT_IN if built_in else types_document.LIMITED), None
 
 
 def _keep(
@@ -338,6 +410,11 @@ def test_the_state_is_the_text_that_postgresql_prints(
     sidecar.run(settings, once=True)
     for table in tables:
         table.assert_same(table.archived(settings.archive))
+
+    store = LocalStore(settings.archive)
+    columns = {table.name: list(table.values) for table in tables}
+    lines = types_document.describe(load(store), store, columns, _kind)
+    types_document.check(lines, whole=connection.info.server_version // 10_000 == 17)
 
 
 @pytest.mark.parametrize("identity", ["key", "full"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 
 from waly_cdc.relations import Column, RelationVersion
@@ -20,6 +20,7 @@ class Alteration(Enum):
     REVEALED = "a generated column became an ordinary one"
     REWORDED = "the values of a type are printed otherwise"
     FOLLOWED = "its updates and deletes were not published before"
+    REPUBLISHED = "the publications were altered: some of its changes may not have been sent"
     REWRITTEN = "its rows were rewritten"
     MOVED = "its rows lie elsewhere"
     RENUMBERED = "its columns were changed several times"
@@ -31,8 +32,9 @@ class Alteration(Enum):
         return self is not Alteration.RESHAPED
 
 
-def alteration(was: Heap, now: Heap) -> Alteration | None:
-    """What happened between two looks; None for nothing that a state depends on.
+def alteration(was: Heap, now: Heap, publications: Collection[str] = ()) -> Alteration | None:
+    """What happened between two looks; None for nothing that a state depends on. `publications` are
+    those by which the table is captured.
 
     MOVED: the rows lie in another file, and nothing says that their values are others. A truncate
     does that, which is an event; so does VACUUM FULL; but so does a time without logging.
@@ -52,6 +54,8 @@ def alteration(was: Heap, now: Heap) -> Alteration | None:
         return Alteration.REWORDED
     if now.followed and not was.followed:
         return Alteration.FOLLOWED
+    if any(dict(was.published).get(p) != dict(now.published).get(p) for p in publications):
+        return Alteration.REPUBLISHED
     if rewritten:
         return Alteration.MOVED if was.columns == now.columns else Alteration.REWRITTEN
     added = [column for column in now.columns if column.attnum > was.attributes]

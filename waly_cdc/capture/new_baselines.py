@@ -11,7 +11,6 @@ from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.baseline import Snapshot, copy_tables
 from waly_cdc.capture.gaps import Ready
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.errors import SourceError
 from waly_cdc.lsn import Lsn
 from waly_cdc.source import catalog
 from waly_cdc.source import slot as source_slot
@@ -36,16 +35,14 @@ class NewBaselines:
         wanted: Mapping[int, Gap],
         known: Mapping[int, Heap],
         stopping: Callable[[], bool],
+        on_wait: Callable[[float], None],
     ) -> Iterator[Ready]:
         """The ends of gaps, by oid. A table whose heap is not the known one is left out.
 
-        Raises SourceError, StorageError.
+        While transactions are open that the slot has to wait for, `on_wait` is called with the
+        seconds waited so far; it may use the connection, and raise to give up. Raises SourceError,
+        StorageError.
         """
-
-        def on_wait(_: float) -> None:
-            if stopping():
-                raise SourceError("interrupted")
-
         name = f"waly_baseline_{connection.info.backend_pid}"
         with connect(self.dsn, replication=True, application_name="waly watch") as replication:
             slot = source_slot.create(

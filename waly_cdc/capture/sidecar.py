@@ -31,6 +31,7 @@ from waly_cdc.capture.state import note_error
 from waly_cdc.capture.table_watch import TableWatch
 from waly_cdc.errors import SourceLost, SourceMoved, WalyError
 from waly_cdc.lsn import Lsn
+from waly_cdc.source import publication
 from waly_cdc.source.stream import ReplicationStream
 
 MOST_PASSES = 3
@@ -159,6 +160,8 @@ def _connected(
         options, losses = plugin.stream_options(continuity.source, catalog.connection)
         continuity.note_source(losses)
         source = continuity.source
+        if source.publications:
+            publication.require(catalog.connection, source.slot)
         if once:
             watch.catch_up()
         target = catalog.observe() if once else None

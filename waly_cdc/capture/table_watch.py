@@ -38,7 +38,7 @@ from waly_cdc.capture.names import TableNames
 from waly_cdc.capture.new_baselines import NewBaselines
 from waly_cdc.capture.publishing import Publishing
 from waly_cdc.capture.shapes import Shapes
-from waly_cdc.errors import SourceLost, WalyError
+from waly_cdc.errors import SourceError, SourceLost, WalyError
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.plugins import PGOUTPUT
 from waly_cdc.source.connect import connect
@@ -48,6 +48,9 @@ from waly_cdc.tables import Drop, Gap, Heap, Partition, TableChanges
 LOOK_EVERY = 1.0
 SHARE = 20
 """Looks take at most one part in so many of the time: they cost the server something."""
+
+LONGEST_WAIT = 10.0
+"""Seconds that `catch_up` waits for open transactions, to leave tables without a baseline then."""
 
 SETTLED = 1.0
 """Seconds by which a look may miss a transaction whose commit lies in the log already."""
@@ -61,7 +64,7 @@ NEW = "the table is new"
 DROPPED = "the table was dropped"
 PASSING = "the table was there between two looks only"
 DOUBTFUL = "its name passed to or from another table, or a column is no longer generated"
-UNPUBLISHED = "its updates and deletes are not published, or not all of them"
+UNPUBLISHED = "its changes are not published, or not all of them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +274,9 @@ class TableWatch(threading.Thread):
         return self._looks[0][1]
 
     def _compare(self, oid: int, was: Heap | None, seen: SeenTable, after: Lsn, now: Look) -> None:
-        change = alteration(was, seen.heap) if was else None
+        if was and not seen.published and oid not in self._gaps.to_copy:
+            self._gaps.begin(oid, after, UNPUBLISHED, copy=True)
+        change = self._alteration(was, seen.heap) if was else None
         if was is None:
             drop = self._dropped.pop(oid, None)
             self._gaps.begin(oid, drop.after if drop else after, NEW, copy=True)
@@ -284,8 +289,9 @@ class TableWatch(threading.Thread):
             self._know(seen.heap)
         elif oid in self._reshaped and oid not in self._suspects:
             self._confirm(oid, *self._reshaped.pop(oid))
-        if not seen.published and oid not in self._gaps.to_copy:
-            self._gaps.begin(oid, after, UNPUBLISHED, copy=True)
+
+    def _alteration(self, was: Heap, now: Heap) -> Alteration | None:
+        return alteration(was, now, self._source.publications)
 
     def _alter(self, seen: SeenTable, after: Lsn, ended: Lsn, change: Alteration) -> None:
         oid = seen.heap.oid
@@ -325,7 +331,7 @@ class TableWatch(threading.Thread):
                 continue
             if suspect.alone and oid in self._gaps.open and oid not in self._gaps.to_copy:
                 self._gaps.withdraw(oid)
-            change = alteration(replace(suspect.was, filenode=heap.filenode), heap)
+            change = self._alteration(replace(suspect.was, filenode=heap.filenode), heap)
             if change is not None:
                 self._alter(suspect.seen, suspect.after, suspect.ended, change)
             self._know(heap)
@@ -388,7 +394,13 @@ class TableWatch(threading.Thread):
         with self._lock:
             known = dict(self._known)
         copies = NewBaselines(self._archive, self._dsn, self._source.plugin, self._shapes)
-        for ready in copies.take(connection, wanted, known, self._stopping.is_set):
+        for ready in copies.take(
+            connection,
+            wanted,
+            known,
+            self._stopping.is_set,
+            lambda waited: self._go_on(connection, waited),
+        ):
             oid = ready.gap.oid
             with self._lock:
                 # Another look may have found a change meanwhile.
@@ -402,6 +414,15 @@ class TableWatch(threading.Thread):
                     f"new baseline of {ready.relation.qualified_name} at {ready.lsn},"
                     f" {ready.copied.baseline.rows} rows: {ready.gap.reason}"
                 )
+
+    def _go_on(self, connection: psycopg.Connection, waited: float) -> None:
+        """Look, while a new baseline waits for transactions that are open."""
+        if self._stopping.is_set():
+            raise SourceError("interrupted")
+        if not self.is_alive() and waited > LONGEST_WAIT:
+            raise SourceError(f"transactions are open for more than {LONGEST_WAIT:.0f} s")
+        self._publish(connection)
+        self.look(connection)
 
     def _tell(self, text: str) -> None:
         if text not in self._told:

@@ -19,8 +19,8 @@ from waly_cdc.tables import Heap, HeapColumn, Partition
 @dataclass(frozen=True, slots=True)
 class SeenTable:
     """A captured table. `written_by` is the transaction that last wrote its row in `pg_class`, as
-    one that gives it a new heap does; `published` says whether updates and deletes are sent, all of
-    them, or cannot be at all."""
+    one that gives it a new heap does; `published` says whether all its changes are sent that
+    can be."""
 
     table: Table
     heap: Heap
@@ -69,19 +69,17 @@ def look(connection: psycopg.Connection, slot: str | None, before: Look | None =
 def _tables(connection: psycopg.Connection, slot: str | None) -> dict[int, SeenTable]:
     tables = catalog.tables(connection)
     facts = _facts(connection)
-    whole = {(table.schema, table.name) for table in tables}
     if slot is not None:
-        everything, keyed = publication.look(connection, slot)
+        there = publication.look(connection, slot)
+        everything, _ = there
         if everything is not None and not everything.every_table:
             tables = [table for table in tables if (table.schema, table.name) in everything.tables]
-        whole &= keyed.tables - keyed.restricted if keyed else frozenset()
-        whole -= everything.restricted if everything is not None else frozenset()
     return {
         table.oid: SeenTable(
             table,
             _heap(table, facts[table.oid]),
             facts[table.oid].written_by,
-            not table.followed or (table.schema, table.name) in whole,
+            slot is None or publication.sends_all(there, table),
         )
         for table in tables
         if table.oid in facts
@@ -126,6 +124,7 @@ class _Facts:
     columns: tuple[HeapColumn, ...]
     written_by: int
     texts: tuple[tuple[str, str], ...]
+    published: tuple[tuple[str, str], ...]
 
 
 def _keep_snapshot(connection: psycopg.Connection) -> None:
@@ -142,6 +141,7 @@ def _facts(connection: psycopg.Connection, oid: int | None = None) -> dict[int, 
             tuple(HeapColumn(*column) for column in row[4]),
             row[5],
             tuple(sorted((what, text) for what, text in row[6])),
+            tuple((name, text) for name, text in row[7]),
         )
         for row in rows
     }
@@ -164,6 +164,7 @@ def _heap(table: Table, facts: _Facts) -> Heap:
         facts.texts,
         hashlib.sha256(repr(form).encode()).hexdigest()[:16],
         table.followed,
+        facts.published,
     )
 
 
@@ -191,7 +192,9 @@ SELECT (SELECT pg_snapshot_xmin(s) = pg_snapshot_xmax(s) FROM pg_current_snapsho
         FROM pg_publication_rel)
 """
 
-# What of a type's definition the texts of its values depend on, for the types of our users' making
+# The row of a publication is written anew when what it publishes is altered; that of a table in it
+# when the table is taken out and added again, which is also how a row filter comes and goes. What
+# of a type's definition the texts of its values depend on, for the types of our users' making
 # that columns have, and those that these are made of.
 _FACTS = """
 WITH RECURSIVE used (root, type) AS (
@@ -223,7 +226,12 @@ SELECT c.oid, c.relfilenode::bigint, f.filled, c.relnatts::int, f.columns,
        c.xmin::text::bigint,
        coalesce((SELECT jsonb_agg(DISTINCT jsonb_build_array(what, text))
                  FROM texts JOIN pg_attribute a ON a.atttypid = root
-                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]')
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
+       coalesce((SELECT jsonb_agg(jsonb_build_array(p.pubname, format('%%s %%s %%s', p.oid, p.xmin,
+                                                                      r.oid)) ORDER BY p.pubname)
+                 FROM pg_publication p
+                 LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
+                 WHERE p.puballtables OR r.oid IS NOT NULL), '[]')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
 LATERAL (
     SELECT coalesce(array_agg(a.attnum::int ORDER BY a.attnum) FILTER (WHERE a.atthasmissing),

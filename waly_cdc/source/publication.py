@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 
 from waly_cdc.errors import SourceError
+from waly_cdc.source import catalog
 from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import source_errors
 
@@ -76,6 +77,23 @@ def look(
     return found.get(everything), found.get(keyed)
 
 
+def require(connection: psycopg.Connection, slot: str) -> None:
+    """Check that both publications are there. Raises SourceError.
+
+    From PostgreSQL 18 on the server itself leaves out one that is not, with a word in its own log.
+    """
+    there = existing(connection, slot)
+    missing = [name for name in names(slot) if name not in there]
+    if missing:
+        statements = plan(connection, slot, catalog.tables(connection), every_table=True)
+        raise SourceError(
+            f"publication {missing[0]} does not exist",
+            hint="make it again, and every table is copied anew:"
+            f" {' '.join(as_text(statements))} Servers before PostgreSQL 18 cannot send what was"
+            " written without it: there, begin a new era if the error stays",
+        )
+
+
 def existing(connection: psycopg.Connection, slot: str) -> set[str]:
     """The names of those of the slot's publications that exist. Raises SourceError."""
     return {publication.name for publication in look(connection, slot) if publication}
@@ -121,6 +139,20 @@ def changes(
         statements += [removal(keyed.name, broken)] if broken else []
         statements += [addition(keyed.name, missing)] if missing else []
     return statements
+
+
+def sends_all(there: tuple[Publication | None, Publication | None], table: Table) -> bool:
+    """Whether all changes of a table are published that can be."""
+    everything, keyed = there
+    if everything is None or misfit(everything) or _id(table) in everything.restricted:
+        return False
+    if not table.followed:
+        return True
+    return (
+        keyed is not None
+        and misfit(keyed) is None
+        and _id(table) in keyed.tables - keyed.restricted
+    )
 
 
 def addition(name: str, tables: Sequence[Table]) -> sql.Composed:

@@ -12,7 +12,17 @@ from waly_cdc.tables import Heap, HeapColumn
 ID = HeapColumn(1, "id", 23, -1, False, 700, "t")
 TEXT = HeapColumn(2, "v", 25, -1, False, 700, "f")
 MADE = HeapColumn(3, "made", 25, -1, True, 700, "f")
-WAS = Heap(16384, 5000, (), 3, (ID, TEXT, MADE), (("label 9", "sad"),), "form", True)
+WAS = Heap(
+    16384,
+    5000,
+    (),
+    3,
+    (ID, TEXT, MADE),
+    (("label 9", "sad"),),
+    "form",
+    True,
+    (("ours", "1 2 3"), ("other", "4 5 6")),
+)
 
 
 def changed(column: HeapColumn, **values: object) -> tuple[HeapColumn, ...]:
@@ -34,6 +44,9 @@ NEW = HeapColumn(4, "new", 25, -1, False, 800, "f")
         (replace(WAS, columns=changed(MADE, generated=False)), Alteration.REVEALED),
         (replace(WAS, texts=(("label 9", "blue"),)), Alteration.REWORDED),
         (replace(WAS, texts=(*WAS.texts, ("label 10", "new"))), None),
+        (replace(WAS, published=(("ours", "1 2 9"),)), Alteration.REPUBLISHED),
+        (replace(WAS, published=()), Alteration.REPUBLISHED),
+        (replace(WAS, published=(*WAS.published[:1], ("other", "4 9 6"))), None),
         (replace(WAS, filenode=5001), Alteration.MOVED),
         (replace(WAS, filenode=5001, columns=changed(TEXT)), Alteration.REWRITTEN),
         (replace(WAS, attributes=4, columns=(*WAS.columns, NEW)), Alteration.RESHAPED),
@@ -62,7 +75,7 @@ NEW = HeapColumn(4, "new", 25, -1, False, 800, "f")
 def test_a_change_is_told_by_what_the_catalog_says_after_it(
     now: Heap, expected: Alteration | None
 ) -> None:
-    assert alteration(WAS, now) is expected
+    assert alteration(WAS, now, ["ours"]) is expected
 
 
 def test_a_wider_numeric_is_another_shape_unless_the_rows_were_rewritten() -> None:
