@@ -348,6 +348,37 @@ def test_a_change_of_shape_is_a_gap_only_between_the_events_that_show_it(
     assert names == ["a", "renamed"]
 
 
+def test_names_are_right_though_a_change_from_before_is_committed_after(
+    settings: CaptureSettings,
+) -> None:
+    execute(
+        settings.dsn,
+        "create schema old",
+        "create table old.t (id int primary key)",
+        "insert into old.t values (1)",
+    )
+    run(settings, once=True)
+    with psycopg.connect(settings.dsn) as slow:
+        slow.execute("insert into old.t values (2)")
+        execute(settings.dsn, "alter schema old rename to new")
+        run(settings, once=True)
+        slow.commit()
+    run(settings, once=True)
+    assert archived_rows(settings) == live_rows(settings.dsn)
+    assert load(LocalStore(settings.archive)).find_relation("new.t").schema == "new"
+
+
+def test_a_table_that_is_named_back_has_its_name_again(settings: CaptureSettings) -> None:
+    execute(
+        settings.dsn,
+        "alter table kept rename to other",
+        "update other set v = 'seen' where id = 1",
+        "alter table other rename to kept",
+    )
+    run(settings, once=True)
+    assert archived_rows(settings) == live_rows(settings.dsn)
+
+
 def test_what_no_state_depends_on_is_no_gap(settings: CaptureSettings) -> None:
     execute(
         settings.dsn,

@@ -41,6 +41,8 @@ from waly_cdc.capture.shapes import Shapes
 from waly_cdc.errors import SourceError, SourceLost, WalyError
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.plugins import PGOUTPUT
+from waly_cdc.relations import RelationVersion
+from waly_cdc.source.catalog import Table
 from waly_cdc.source.connect import connect
 from waly_cdc.source.heaps import Look, SeenTable, look
 from waly_cdc.tables import Drop, Gap, Heap, Partition, TableChanges
@@ -117,6 +119,7 @@ class TableWatch(threading.Thread):
         self._gaps = Gaps.of(contents.gaps)
         self._suspects: dict[int, _Suspect] = {}
         self._reshaped: dict[int, tuple[SeenTable, Lsn]] = {}
+        self._agreed: dict[int, tuple[Table, RelationVersion]] = {}
         self._truncates: dict[int, dict[int, Lsn]] = {}
         self._streamed = ZERO
         self._heaps: dict[int, Heap] = {}
@@ -206,6 +209,7 @@ class TableWatch(threading.Thread):
                 self._unpublished = {oid for oid, seen in now.tables.items() if not seen.published}
                 for oid, seen in now.tables.items():
                     self._compare(oid, self._known.get(oid), seen, after, now)
+                    self._reconcile(oid, seen, now)
                 self._find_drops(now, after)
                 self._find_partitions(now, after)
                 self._settle()
@@ -292,6 +296,20 @@ class TableWatch(threading.Thread):
 
     def _alteration(self, was: Heap, now: Heap) -> Alteration | None:
         return alteration(was, now, self._source.publications)
+
+    def _reconcile(self, oid: int, seen: SeenTable, now: Look) -> None:
+        """Where there is no gap, the version that the stream showed last is what the catalog says.
+        It need not be: changes that were made before the schema had its new name can be committed
+        after it; and a table can have been renamed, and named back without another event."""
+        newest = self._shapes.newest_of(oid)
+        if newest is None or newest.since >= now.begun or oid in self._gaps.open:
+            return
+        if self._agreed.get(oid) == (seen.table, newest):
+            return
+        if self._shapes.propose(seen.table, now.begun) is newest:
+            self._agreed[oid] = seen.table, newest
+        else:
+            self._alter(seen, newest.since, now.ended, Alteration.RESHAPED)
 
     def _alter(self, seen: SeenTable, after: Lsn, ended: Lsn, change: Alteration) -> None:
         oid = seen.heap.oid
