@@ -58,23 +58,26 @@ def compact(
     """
     done = Compacted()
     archive.delete_replaced()
-    while planned := _plan(archive):
+    while (planned := _plan(archive)) and not stopping():
         total = done.bytes + sum(each.bytes for each in planned)
         batch: list[Merged] = []
-        for wanted in planned:
-            if stopping():
-                break
-            if batch and (batch[0].era != wanted.era or _full(batch)):
+        try:
+            for wanted in planned:
+                if stopping():
+                    break
+                if batch and (batch[0].era != wanted.era or _full(batch)):
+                    _commit(archive, batch, done)
+                    batch = []
+                batch.append(merge(archive.store, archive.incoming, wanted, _key(archive, wanted)))
+                done.bytes += wanted.bytes
+                if progress is not None:
+                    progress(done.bytes, total)
+            if batch:
                 _commit(archive, batch, done)
-                batch = []
-            batch.append(merge(archive.store, archive.incoming, wanted, _key(archive, wanted)))
-            done.bytes += wanted.bytes
-            if progress is not None:
-                progress(done.bytes, total)
-        if batch:
-            _commit(archive, batch, done)
-        if stopping():
-            break
+        except BaseException:
+            for merged in batch:
+                merged.finished.temporary.unlink(missing_ok=True)
+            raise
     return done
 
 

@@ -34,7 +34,7 @@ BATCH_ROWS = 16_384
 SORTED_GROUP_ROWS = 65_536
 """Rows of a row group: what a lookup of one key reads of a file that is sorted by key."""
 GROUP_BYTES = 32 << 20
-MEMORY_LIMIT = "256MB"
+MEMORY_LIMIT = "128MB"
 
 _NUMBERS = itertools.count()
 

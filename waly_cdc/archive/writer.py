@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -100,13 +101,15 @@ class ArchiveWriter:
 
     def delete_replaced(self, now: datetime | None = None) -> None:
         """Delete the files that were replaced so long ago that no reader needs them. An entry
-        written `now` or later forgets them; a crash before it leaves it all to the next writer."""
+        written `now` or later forgets them; what is left of them by a crash, or because the disk
+        refuses, is removed by the next writer."""
         now = now or datetime.now(UTC)
         with self._committing:
             for each in self.contents.replaced:
                 if each.expired(now):
-                    failpoints.reach("compact.delete")
-                    self.store.delete(each.path)
+                    with suppress(OSError):
+                        failpoints.reach("compact.delete")
+                        self.store.delete(each.path)
 
     def commit(
         self,
@@ -185,6 +188,7 @@ class ArchiveWriter:
     def _put(self, entry: Entry) -> None:
         if self._closed:
             raise ArchiveLocked(f"{self.root} is not open for writing any more")
+        self.delete_replaced(entry.written_at)
         content = entry.to_bytes()
         path = layout.entry_path(entry.number)
         with durable.storage_errors(self.root / path):
@@ -198,7 +202,6 @@ class ArchiveWriter:
                 f"another writer has committed {path}",
                 hint="run one sidecar per archive; stop the other one",
             ) from None
-        self.delete_replaced(entry.written_at)
         self.contents.apply(entry, content)
         if self.contents.entries % CHECKPOINT_EVERY == 0:
             self._checkpoint()
