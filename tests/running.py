@@ -5,24 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import psycopg
 import pytest
 
+from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.sidecar import run
 
 
 @contextmanager
-def running(settings: CaptureSettings) -> Iterator[None]:
+def running(
+    settings: CaptureSettings,
+    beside: Callable[[ArchiveWriter], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[None]:
     """A sidecar at work; its error, if it has one, is raised at the end."""
     stop = threading.Event()
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            run(settings, stop=stop)
+            run(settings, stop=stop, beside=beside)
         except BaseException as error:
             errors.append(error)
 

@@ -42,6 +42,12 @@ def parse_size(text: str) -> int:
     return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower()]
 
 
+def _parse_count(text: str) -> int:
+    if not text.strip().isascii() or not text.strip().isdigit():
+        raise UsageError(f"not a number: {text!r}", hint="write for example 1000000")
+    return int(text)
+
+
 def _parse_durability(text: str) -> str:
     if text not in ("journal", "archive"):
         raise UsageError(f"not a durability: {text!r}", hint="it is journal or archive")
@@ -65,6 +71,9 @@ SETTINGS: Mapping[str, Known] = {
     "seal_size": Known(parse_size, "64MB"),
     "durability": Known(_parse_durability, "journal"),
     "max_lag": Known(parse_duration, "60s"),
+    "compact_interval": Known(parse_duration, "5m"),
+    "baseline_events": Known(_parse_count, "1000000"),
+    "baseline_age": Known(parse_duration, "30d"),
 }
 
 

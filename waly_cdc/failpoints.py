@@ -20,6 +20,9 @@ NAMES = (
     "acknowledge",
     "journal.trim",
     "baseline.copy",
+    "compact.write",
+    "compact.delete",
+    "fold.write",
 )
 
 _armed: dict[str, tuple[str, int]] = {}

@@ -19,6 +19,7 @@ import pytest
 
 from tests.comparing import digests
 from tests.conftest import TestServer
+from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.cli.main import run
 from waly_cdc.embedded import EmbeddedServer
 
@@ -586,3 +587,15 @@ def test_a_time_since_the_last_change_is_known_while_a_sidecar_watches(waly: Wal
     assert "killed" in status["reasons"][0]
     waly("run", "--once")
     assert waly("status")[0]["reasons"] == []
+
+
+def test_compact_says_what_it_did_and_gives_way_to_a_sidecar(captured: Waly) -> None:
+    before = captured("log")
+    (done,) = captured("compact", "--baseline")
+    assert done["replaced"] == done["made"] == 0
+    assert {"baselines", "bytes", "horizon"} <= done.keys()
+    assert captured("log") == before
+    assert "nothing to compact" in captured.text("compact")
+    with ArchiveWriter.open(captured.archive):
+        error = captured.error("compact", code=11)
+    assert "compacts by itself" in error["hint"]

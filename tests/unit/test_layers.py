@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "archive": {"decode"},
     "capture": {"source", "journal", "decode", "archive"},
     "history": {"decode", "archive"},
+    "upkeep": {"decode", "archive", "history"},
     "restore": {"decode", "archive", "history", "source"},
     "verify": {"decode", "archive", "history", "restore", "source"},
     "demo": {"source"},
@@ -48,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "archive",
         "capture",
         "history",
+        "upkeep",
         "restore",
         "verify",
     },
@@ -160,5 +162,5 @@ def test_source_alone_and_what_stands_on_it_speaks_to_a_server() -> None:
 
 def test_readers_do_not_touch_the_stream() -> None:
     for module in MODULES:
-        if module.layer in ("history", "restore", "verify"):
+        if module.layer in ("history", "upkeep", "restore", "verify"):
             assert not module.imports & STREAMING, module.name

@@ -5,15 +5,17 @@ Invariants of `Contents`:
 * it is of one era, and the eras before it hang on it: within an era the entries' LSN ranges follow
   each other without a hole, and no LSN of one means anything in another;
 * the eras' `files` together are exactly the files that exist, each once;
+* `replaced` are files that compaction replaced lately: they hold nothing that `files` do not, and
+  are kept for readers that opened the manifest before;
 * `relations[oid]` lists a relation's versions in order, numbered from 1.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from waly_cdc.archive import layout
@@ -34,6 +36,21 @@ from waly_cdc.errors import ArchiveCorrupt, NoArchive, UsageError
 from waly_cdc.lsn import ZERO, Lsn
 from waly_cdc.relations import RelationVersion
 from waly_cdc.tables import Drop, Gap, Heap, Partition, TableChanges
+
+GRACE = timedelta(hours=1)
+"""How long a replaced file is kept, for readers that opened the manifest before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A file in whose place the entry written `at` put another."""
+
+    path: str
+    at: datetime
+
+    def expired(self, now: datetime) -> bool:
+        """Whether no reader can be expected to need it any more."""
+        return self.at + GRACE <= now
 
 
 @dataclass(slots=True)
@@ -66,6 +83,7 @@ class Contents:
     partitions: list[Partition] = field(default_factory=list)
     looked_at: Lsn = ZERO
     gap: EraGap | None = None
+    replaced: list[Replaced] = field(default_factory=list)
     earlier: list[Contents] = field(default_factory=list)
 
     @property
@@ -107,7 +125,11 @@ class Contents:
         self.events += entry.events
         self.source = entry.source or self.source
         self.schema_fingerprint = entry.schema_fingerprint or self.schema_fingerprint
-        self.files.extend(entry.files)
+        self.replaced = [each for each in self.replaced if not each.expired(entry.written_at)]
+        if entry.kind == "compact":
+            self._replace(entry, path)
+        else:
+            self.files.extend(entry.files)
         self.baselines.extend(entry.baselines)
         for relation in entry.relations:
             # A version that is given again was in force earlier than was known.
@@ -116,6 +138,18 @@ class Contents:
         if entry.sequences:
             self.sequences.append((entry.end, entry.sequences))
         self._apply_tables(entry.tables)
+
+    def _replace(self, entry: Entry, path: str) -> None:
+        """Put an entry's files in the place of those that it removes."""
+        removed = {each.path for each in entry.removed}
+        era = next((each for each in self.eras if each.era == entry.era), None)
+        if era is None or not removed <= {file.path for file in era.files}:
+            raise ArchiveCorrupt(
+                f"{path} replaces files that era {entry.era} does not have",
+                hint="run: waly verify",
+            )
+        era.files = [file for file in era.files if file.path not in removed] + list(entry.files)
+        self.replaced += [Replaced(each.path, entry.written_at) for each in entry.removed]
 
     def _begin_era(self, entry: Entry, path: str) -> None:
         """Put all that is of this era among the earlier ones, and begin the next."""
@@ -126,6 +160,7 @@ class Contents:
         ended = replace(self, earlier=[])
         fresh = Contents(self.entries, self.head, entry.era)
         fresh.gap, fresh.earlier = entry.gap, [*self.earlier, ended]
+        fresh.replaced, ended.replaced = self.replaced, []
         for each in fields(Contents):
             setattr(self, each.name, getattr(fresh, each.name))
 
@@ -237,6 +272,17 @@ class Contents:
         """Files with events and baseline rows of a relation, in no order."""
         return [file for file in self.files if file.oid == oid]
 
+    def history_files(self, oid: int) -> list[File]:
+        """The same without folded baselines that come after anything: they repeat what it made."""
+        files = self.event_files(oid)
+        first = min((file.first_lsn for file in files), default=ZERO)
+        folded = {b.lsn for b in self.baselines if b.oid == oid and b.folded}
+        return [
+            file
+            for file in files
+            if file.kind != "baseline" or file.first_lsn == first or file.last_lsn + 1 not in folded
+        ]
+
     def transaction_files(self) -> list[File]:
         return [file for file in self.files if file.kind == "transactions"]
 
@@ -274,6 +320,7 @@ class Contents:
                 [str(end), [value.to_json() for value in values]] for end, values in self.sequences
             ],
             "gap": self.gap.to_json() if self.gap else None,
+            "replaced": [[each.path, format_time(each.at)] for each in self.replaced],
         }
 
     def _tables_to_json(self) -> dict[str, Any]:
@@ -327,6 +374,7 @@ class Contents:
             partitions=list(tables.partitions),
             looked_at=tables.looked_at or ZERO,
             gap=EraGap.from_json(data["gap"]) if data["gap"] else None,
+            replaced=[Replaced(path, datetime.fromisoformat(at)) for path, at in data["replaced"]],
         )
 
 
@@ -351,6 +399,21 @@ def load(store: LocalStore, *, from_checkpoint: bool = True) -> Contents:
     for entry, content in read_entries(store, contents.entries, max(entries) + 1):
         contents.apply(entry, content)
     return contents
+
+
+def at_hand(
+    store: LocalStore, contents: Contents, files: Callable[[Contents], list[File]]
+) -> tuple[Contents, list[File]]:
+    """Files of an era, and the contents that name them: those given, or, where a file has been
+    replaced and deleted since they were read, those of now, if they reach as far. Raises what
+    `files` raises."""
+    chosen = files(contents)
+    if all(store.path(file.path).exists() for file in chosen):
+        return contents, chosen
+    now = next((era for era in load(store).eras if era.era == contents.era), contents)
+    if now.horizon < contents.horizon:
+        return contents, chosen
+    return now, files(now)
 
 
 def read_entries(store: LocalStore, first: int, end: int) -> Iterator[tuple[Entry, bytes]]:

@@ -53,6 +53,21 @@ def transactions_path(day: date, era: int, first: Lsn, last: Lsn) -> str:
     return f"{TRANSACTIONS}/day={day.isoformat()}/{_range(era, first, last)}.parquet"
 
 
+def compacted_path(path: str, last: str, *, by_key: bool) -> str:
+    """Where a file lies that holds the rows of files from `path` to `last`."""
+    folder, _, name = path.rpartition("/")
+    first, end = name.split("-"), last.rpartition("/")[2].split("-")
+    # era, first LSN, last LSN with `.parquet` or followed by the relation version
+    return f"{folder}/{'-'.join(first[:2] + end[2:])}".removesuffix(".parquet") + (
+        "-by-key.parquet" if by_key else ".parquet"
+    )
+
+
+def day_of(path: str) -> date:
+    """The UTC day of an event or transactions file."""
+    return date.fromisoformat(path.rpartition("/day=")[2].partition("/")[0])
+
+
 def schema_path(era: int, at: Lsn) -> str:
     return f"{SCHEMA}/{era:04d}-{at.hex}.dump"
 

@@ -39,7 +39,10 @@ class File:
     `kind` is `events`, `baseline`, `transactions` or `schema`. `first_lsn` and `last_lsn` bound the
     `_lsn` of its rows, or the moment when a schema dump was taken; `first_time` and `last_time`
     bound their `_committed_at`. `ops` counts events by `_op`; `unchanged` counts events with a
-    value that was not sent, `rekeyed` updates that carry the old row's key.
+    value that was not sent, `rekeyed` updates that carry the old row's key. `sorted_by` holds the
+    stored names of the key that the rows are sorted by; where it is empty they are in the order of
+    their positions. `fingerprint` is that of the rows (see `fingerprint.py`), and None in files
+    that compaction did not make.
     """
 
     kind: str
@@ -56,6 +59,8 @@ class File:
     ops: Mapping[str, int] = field(default_factory=dict)
     unchanged: int = 0
     rekeyed: int = 0
+    sorted_by: tuple[str, ...] = ()
+    fingerprint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -73,6 +78,8 @@ class File:
             "ops": dict(self.ops),
             "unchanged": self.unchanged,
             "rekeyed": self.rekeyed,
+            "sorted_by": list(self.sorted_by),
+            "fingerprint": self.fingerprint,
         }
 
     @classmethod
@@ -92,24 +99,45 @@ class File:
             ops=data["ops"],
             unchanged=data["unchanged"],
             rekeyed=data["rekeyed"],
+            sorted_by=tuple(data["sorted_by"]),
+            fingerprint=data["fingerprint"],
         )
 
 
 @dataclass(frozen=True, slots=True)
+class Removed:
+    """A file that an entry replaces, and the fingerprint of its rows."""
+
+    path: str
+    fingerprint: str
+
+    def to_json(self) -> list[str]:
+        return [self.path, self.fingerprint]
+
+
+@dataclass(frozen=True, slots=True)
 class Baseline:
-    """A complete copy of one relation: the state made by all commits that begin before `lsn`."""
+    """A complete copy of one relation: the state made by all commits that begin before `lsn`. It
+    was taken from the server, or is `folded`: computed from what the archive had before it."""
 
     oid: int
     version: int
     lsn: Lsn
     rows: int
+    folded: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"oid": self.oid, "version": self.version, "lsn": str(self.lsn), "rows": self.rows}
+        return {
+            "oid": self.oid,
+            "version": self.version,
+            "lsn": str(self.lsn),
+            "rows": self.rows,
+            "folded": self.folded,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Baseline:
-        return cls(data["oid"], data["version"], Lsn.parse(data["lsn"]), data["rows"])
+        return cls(**{**data, "lsn": Lsn.parse(data["lsn"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +245,10 @@ class Entry:
     """One step of an archive: what it adds, and which part of the log it covers.
 
     `kind` is `init` (the archive begins, nothing captured yet), `baseline`, `seal`, `source` (the
-    same history goes on from a server that has changed: another timeline or version) or `era`
-    (another history begins, with baselines of its own and a `gap` before it). The entry covers the
+    same history goes on from a server that has changed: another timeline or version), `era`
+    (another history begins, with baselines of its own and a `gap` before it), `compact` (`files`
+    hold the same rows as those `removed`, of era `era`) or `fold` (baselines that were computed
+    from the archive itself). The entry covers the
     commits that begin at or after `start` and before `end`; `horizon_time` is the time up to which
     the server is known to have nothing else before `end`. `schema_fingerprint` comes
     with a schema dump, and tells whether the schema has changed since. `tables` holds what the
@@ -234,6 +264,7 @@ class Entry:
     horizon_time: datetime | None
     written_at: datetime
     files: tuple[File, ...] = ()
+    removed: tuple[Removed, ...] = ()
     relations: tuple[RelationVersion, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     sequences: tuple[SequenceValue, ...] = ()
@@ -259,6 +290,7 @@ class Entry:
             "transactions": self.transactions,
             "events": self.events,
             "files": [file.to_json() for file in self.files],
+            "removed": [removed.to_json() for removed in self.removed],
             "relations": [relation.to_json() for relation in self.relations],
             "baselines": [baseline.to_json() for baseline in self.baselines],
             "sequences": [sequence.to_json() for sequence in self.sequences],
@@ -289,6 +321,7 @@ class Entry:
                 horizon_time=parse_time(data["horizon_time"]),
                 written_at=datetime.fromisoformat(data["written_at"]),
                 files=tuple(map(File.from_json, data["files"])),
+                removed=tuple(Removed(*item) for item in data["removed"]),
                 relations=tuple(map(RelationVersion.from_json, data["relations"])),
                 baselines=tuple(map(Baseline.from_json, data["baselines"])),
                 sequences=tuple(SequenceValue(*value) for value in data["sequences"]),

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -75,13 +76,15 @@ class Finished:
         return self.file
 
 
-class _HashingFile:
-    """A file to write that knows its size and SHA-256 when it is closed."""
+class HashingFile:
+    """A file to write that knows its size and SHA-256 when it is closed. `point` is the failure
+    point that each write passes."""
 
-    def __init__(self, path: Path, *, lasting: bool) -> None:
+    def __init__(self, path: Path, *, lasting: bool, point: str = "seal.write") -> None:
         self._lasting = lasting
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, durable.FILE_MODE)
         self._path = path
+        self._point = point
         self._hash = hashlib.sha256()
         self.size = 0
         self.closed = False
@@ -91,7 +94,7 @@ class _HashingFile:
         self._hash.update(view)
         self.size += len(view)
         with durable.storage_errors(self._path):
-            failpoints.reach("seal.write")
+            failpoints.reach(self._point)
             while view:
                 view = view[os.write(self._descriptor, view) :]
         return len(data)
@@ -136,9 +139,17 @@ class SegmentWriter:
     """One event file on its way: one relation version, one UTC day."""
 
     def __init__(
-        self, temporary: Path, relation: RelationVersion, day: date, kind: str, *, lasting: bool
+        self,
+        temporary: Path,
+        relation: RelationVersion,
+        day: date,
+        kind: str,
+        *,
+        lasting: bool,
+        sorted_by: tuple[str, ...] = (),
     ) -> None:
         self._lasting = lasting
+        self._sorted_by = sorted_by
         self._temporary = temporary
         self._relation = relation
         self._day = day
@@ -146,7 +157,7 @@ class SegmentWriter:
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self.pending_bytes = 0
-        self._file: _HashingFile | None = None
+        self._file: HashingFile | None = None
         self._parquet: pq.ParquetWriter | None = None
         self._ops: Counter[str] = Counter()
         self._rows = self._unchanged = self._rekeyed = 0
@@ -184,8 +195,10 @@ class SegmentWriter:
             return
         table = pa.Table.from_batches(self._pending)
         if self._parquet is None:
-            self._file = _HashingFile(self._temporary, lasting=self._lasting)
-            self._parquet = parquet_writer(self._file, table.schema)
+            self._file = HashingFile(self._temporary, lasting=self._lasting)
+            self._parquet = parquet_writer(
+                self._file, table.schema, lookup=self._sorted_by, sorted_by=self._sorted_by
+            )
         self._parquet.write_table(table, row_group_size=len(table))
         self._pending, self._pending_rows, self.pending_bytes = [], 0, 0
 
@@ -214,6 +227,7 @@ class SegmentWriter:
                 ops=dict(self._ops),
                 unchanged=self._unchanged,
                 rekeyed=self._rekeyed,
+                sorted_by=self._sorted_by,
             ),
         )
 
@@ -225,9 +239,18 @@ class SegmentWriter:
 
 class SegmentSet:
     """The segments of one seal or baseline, one writer per relation version and day. Files that are
-    not `lasting` are not synced."""
+    not `lasting` are not synced. `sorted_by` names the key by which rows come sorted; their
+    positions must ascend all the same."""
 
-    def __init__(self, incoming: Path, kind: str = "events", *, lasting: bool = True) -> None:
+    def __init__(
+        self,
+        incoming: Path,
+        kind: str = "events",
+        *,
+        lasting: bool = True,
+        sorted_by: tuple[str, ...] = (),
+    ) -> None:
+        self._sorted_by = sorted_by
         self._incoming = incoming
         self._kind = kind
         self._lasting = lasting
@@ -238,7 +261,12 @@ class SegmentSet:
         writer = self._writers.get(key)
         if writer is None:
             writer = SegmentWriter(
-                self._next_path(), batch.relation, batch.day, self._kind, lasting=self._lasting
+                self._next_path(),
+                batch.relation,
+                batch.day,
+                self._kind,
+                lasting=self._lasting,
+                sorted_by=self._sorted_by,
             )
             self._writers[key] = writer
         writer.add(batch.events)
@@ -268,7 +296,7 @@ def write_transactions(
     for number, day in enumerate(sorted(set(transactions.column("day").to_pylist()))):
         mine = transactions.filter(pc.equal(transactions.column("day"), pa.scalar(day)))
         temporary = incoming / f"transactions-{number}.parquet"
-        file = _HashingFile(temporary, lasting=lasting)
+        file = HashingFile(temporary, lasting=lasting)
         writer = parquet_writer(file, mine.schema)
         writer.write_table(mine)
         writer.close()
@@ -295,7 +323,7 @@ def write_schema(incoming: Path, dump: bytes, era: int, at: Lsn, dumped_by: Lsn)
     """Write a schema dump (pg_dump's custom format) that was taken at `at` or later, and by
     `dumped_by`."""
     temporary = incoming / "schema.dump"
-    file = _HashingFile(temporary, lasting=True)
+    file = HashingFile(temporary, lasting=True)
     file.write(dump)
     file.close()
     path = layout.schema_path(era, at)
@@ -306,8 +334,25 @@ def write_schema(incoming: Path, dump: bytes, era: int, at: Lsn, dumped_by: Lsn)
 _DICTIONARY = ("_op", "_era", "_lsn", "_xid", "_committed_at", "_relation", "day", "actor_source")
 
 
-def parquet_writer(sink: object, schema: pa.Schema) -> pq.ParquetWriter:
-    """A Parquet writer with the settings every file of an archive has."""
+def parquet_writer(
+    sink: object,
+    schema: pa.Schema,
+    *,
+    lookup: Sequence[str] = (),
+    sorted_by: Sequence[str] = (),
+    group_rows: int = ROW_GROUP_ROWS,
+) -> pq.ParquetWriter:
+    """A Parquet writer with the settings every file of an archive has.
+
+    Columns of `lookup` get Bloom filters, for row groups of so many rows, and all columns a page
+    index then. `sorted_by` says by which columns the rows are sorted, before their position.
+    """
+    order = [(name, "ascending") for name in (*sorted_by, "_lsn", "_seq")] if sorted_by else []
+    blooms = {
+        name: {"ndv": group_rows, "fpp": 0.01}
+        for name in lookup
+        if not pa.types.is_boolean(schema.field(name).type)
+    }
     return pq.ParquetWriter(
         sink,
         schema,
@@ -316,6 +361,9 @@ def parquet_writer(sink: object, schema: pa.Schema) -> pq.ParquetWriter:
         # The user's columns compress as well without one, and much faster.
         use_dictionary=[name for name in _DICTIONARY if name in schema.names],
         write_statistics=True,
+        write_page_index=bool(lookup),
+        bloom_filter_options=blooms or None,
+        sorting_columns=pq.SortingColumn.from_ordering(schema, order, "at_end") if order else None,
     )
 
 

@@ -3,7 +3,8 @@
 Invariants:
 
 * the lock is held from `open` to `close`, so that nobody else commits in between;
-* `contents` is what the manifest says, entry for entry;
+* `contents` is what the manifest says, entry for entry; entries are committed one at a time,
+  whatever threads they come from;
 * `incoming/` and files that no entry names hold nothing that anybody may read.
 """
 
@@ -12,16 +13,19 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from waly_cdc import durable, failpoints
 from waly_cdc.archive import contents as archive_contents
 from waly_cdc.archive import layout
 from waly_cdc.archive.contents import Contents
-from waly_cdc.archive.manifest import Baseline, Entry, EraGap, SequenceValue, Source
+from waly_cdc.archive.manifest import Baseline, Entry, EraGap, Removed, SequenceValue, Source
 from waly_cdc.archive.segments import Finished
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import ArchiveLocked, NoArchive
@@ -43,6 +47,11 @@ class ArchiveWriter:
         self.incoming = root / layout.INCOMING
         self.journal = root / layout.JOURNAL
         self._lock = lock
+        self._committing = threading.RLock()
+        self._closed = False
+        self.calm = threading.Event()
+        """Set while capture keeps up with the server: what can wait may be done."""
+        self.calm.set()
 
     @classmethod
     def open(cls, root: Path, *, create: bool = False) -> ArchiveWriter:
@@ -74,11 +83,14 @@ class ArchiveWriter:
         return writer
 
     def sweep(self) -> None:
-        """Remove what no entry names: unfinished files, and finished ones without an entry."""
+        """Remove what no entry names: unfinished files, and finished ones without an entry. What
+        was replaced lately stays."""
         with durable.storage_errors(self.incoming):
             shutil.rmtree(self.incoming, ignore_errors=True)
             durable.make_folder(self.incoming)
+        self.delete_replaced()
         named = {file.path for era in self.contents.eras for file in era.files}
+        named |= {each.path for each in self.contents.replaced}
         for folder in layout.DATA_FOLDERS:
             for path in list(self.store.list(folder)):
                 if path not in named:
@@ -86,6 +98,18 @@ class ArchiveWriter:
         for path in list(self.store.list(layout.MANIFEST)):
             if path.rpartition("/")[2].startswith("incoming-"):
                 self.store.delete(path)
+
+    def delete_replaced(self, now: datetime | None = None) -> None:
+        """Delete the files that were replaced so long ago that no reader needs them. An entry
+        written `now` or later forgets them; what is left of them by a crash, or because the disk
+        refuses, is removed by the next writer."""
+        now = now or datetime.now(UTC)
+        with self._committing:
+            for each in self.contents.replaced:
+                if each.expired(now):
+                    with suppress(OSError):
+                        failpoints.reach("compact.delete")
+                        self.store.delete(each.path)
 
     def commit(
         self,
@@ -111,31 +135,60 @@ class ArchiveWriter:
         of an era), `gap` begins an era. Raises ArchiveLocked when somebody else wrote the entry of
         that number.
         """
-        files = tuple(item.publish(self.store) for item in finished)
+        with self._committing:
+            return self._commit(
+                kind=kind,
+                era=self.contents.era if gap is None else self.contents.era + 1,
+                start=self.contents.horizon if start is None else start,
+                end=end,
+                horizon_time=horizon_time,
+                files=tuple(item.publish(self.store) for item in finished),
+                relations=tuple(relations),
+                baselines=tuple(baselines),
+                sequences=tuple(sequences),
+                source=source,
+                gap=gap,
+                schema_fingerprint=schema_fingerprint,
+                tables=tables,
+                transactions=transactions,
+                events=events,
+            )
+
+    def replace(self, era: int, finished: Iterable[Finished], removed: Iterable[Removed]) -> Entry:
+        """Put finished files in the place of others of an era, whose rows they hold: an entry
+        `compact`. Raises ArchiveLocked as `commit` does."""
+        with self._committing:
+            horizon = self.contents.horizon
+            return self._commit(
+                kind="compact",
+                era=era,
+                start=horizon,
+                end=horizon,
+                horizon_time=None,
+                files=tuple(item.publish(self.store) for item in finished),
+                removed=tuple(removed),
+            )
+
+    def fold(self, finished: Iterable[Finished], baselines: Iterable[Baseline]) -> Entry:
+        """Add baselines that were computed from the archive: an entry `fold`."""
+        with self._committing:
+            horizon = self.contents.horizon
+            return self.commit("fold", end=horizon, finished=finished, baselines=baselines)
+
+    def _commit(self, **facts: Any) -> Entry:
         entry = Entry(
             number=self.contents.entries,
             previous=self.contents.head,
-            kind=kind,
-            era=self.contents.era if gap is None else self.contents.era + 1,
-            start=self.contents.horizon if start is None else start,
-            end=end,
-            horizon_time=horizon_time,
             written_at=datetime.now(UTC),
-            files=files,
-            relations=tuple(relations),
-            baselines=tuple(baselines),
-            sequences=tuple(sequences),
-            source=source,
-            gap=gap,
-            schema_fingerprint=schema_fingerprint,
-            tables=tables,
-            transactions=transactions,
-            events=events,
+            **facts,
         )
         self._put(entry)
         return entry
 
     def _put(self, entry: Entry) -> None:
+        if self._closed:
+            raise ArchiveLocked(f"{self.root} is not open for writing any more")
+        self.delete_replaced(entry.written_at)
         content = entry.to_bytes()
         path = layout.entry_path(entry.number)
         with durable.storage_errors(self.root / path):
@@ -162,7 +215,10 @@ class ArchiveWriter:
                 self.store.delete(path)
 
     def close(self) -> None:
-        os.close(self._lock)
+        """Give the lock back. Nothing is committed from here on."""
+        with self._committing:
+            self._closed = True
+            os.close(self._lock)
 
     def __enter__(self) -> ArchiveWriter:
         return self

@@ -175,6 +175,10 @@ class Keeper:
             with self._room:
                 self._waiting_bytes -= len(received.chunk.data)
                 self._room.notify()
+            if self._waiting_bytes < QUEUE_BYTES // 4:
+                self._archive.calm.set()
+            else:
+                self._archive.calm.clear()
         return None if self._error is not None else received
 
     def _take(self, received: Received) -> None:

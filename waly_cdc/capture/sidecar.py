@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -68,15 +68,17 @@ def run(
     once: bool = False,
     stop: threading.Event | None = None,
     on_event: Callable[[str], None] = lambda _: None,
+    beside: Callable[[ArchiveWriter], AbstractContextManager[object]] = nullcontext,
 ) -> RunResult:
-    """Capture until `stop` is set; with `once`, up to the server's LSN at the start.
+    """Capture until `stop` is set; with `once`, up to the server's LSN at the start. Within the
+    context that `beside` makes, other threads may work on the archive, too.
 
     Ends with everything received and committed sealed and acknowledged. A connection that breaks is
     made again, as often as it takes, unless it is the first one or `once`. Raises NoArchive,
     ArchiveLocked, SourceError, SlotLost, StorageError; what was acknowledged is durable then too.
     """
     stop = stop or threading.Event()
-    with ArchiveWriter.open(settings.archive) as archive:
+    with ArchiveWriter.open(settings.archive) as archive, beside(archive):
         contents = archive.contents
         entries, transactions, events = contents.entries, contents.transactions, contents.events
         retries = _Retries(stop)

@@ -33,6 +33,7 @@ COMMANDS = {
     "query": "Run SQL over the archive.",
     "restore": "Rebuild the database or some tables as of a point.",
     "verify": "Prove that the archive is whole, and that it restores.",
+    "compact": "Merge small files into large ones, with the same rows.",
     "slot": "Show or drop the replication slot.",
     "demo": "See it all work on a PostgreSQL of its own.",
     "completion": "Print the completion script of a shell.",

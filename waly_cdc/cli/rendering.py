@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from waly_cdc.archive.compaction import Compacted
     from waly_cdc.capture.initialise import InitResult
     from waly_cdc.capture.sidecar import RunResult
     from waly_cdc.restore.result import RestoreResult
+    from waly_cdc.upkeep.folding import Folded
     from waly_cdc.verify.report import Report
 
 SEVERITY_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
@@ -55,6 +57,18 @@ def run_result(console: Console, result: RunResult) -> None:
         f"archived {count(result.transactions, 'transaction')} with"
         f" {count(result.events, 'event')}; the archive reaches to {result.horizon}"
     )
+
+
+def compacted(console: Console, done: Compacted, folded: Sequence[Folded]) -> None:
+    for each in folded:
+        console.print(
+            f"baseline of {each.relation.qualified_name} at {each.baseline.lsn}:"
+            f" {count(each.baseline.rows, 'row')}"
+        )
+    if done.replaced:
+        console.print(f"{count(done.replaced, 'file')} became {done.made:,}")
+    else:
+        console.print("nothing to compact")
 
 
 def event(

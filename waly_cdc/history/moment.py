@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import File, format_time
@@ -227,18 +227,15 @@ class _Transactions:
     def first(self, bound: Lsn) -> TransactionRef | None:
         """The first transaction whose commit record begins at `bound` or after it."""
         return self._earliest(
-            lambda file: file.last_lsn >= bound,
-            lambda table: pc.greater_equal(table.column("lsn"), bound.value),
+            lambda file: file.last_lsn >= bound, pc.field("lsn") >= pc.scalar(bound.value)
         )
 
     def first_after(self, time: datetime) -> TransactionRef | None:
         """The first transaction, in commit order, that committed after `time`."""
+        after = pa.scalar(time.astimezone(UTC), pa.timestamp("us", "UTC"))
         return self._earliest(
             lambda file: file.last_time is not None and file.last_time > time,
-            lambda table: pc.greater(
-                table.column("committed_at"),
-                pa.scalar(time.astimezone(UTC), pa.timestamp("us", "UTC")),
-            ),
+            pc.field("committed_at") > after,
         )
 
     def last(self, bound: Lsn) -> TransactionRef | None:
@@ -247,47 +244,48 @@ class _Transactions:
         for file in reversed(self._files):
             if file.first_lsn >= bound or (best is not None and file.last_lsn < best.lsn):
                 continue
-            table = self._read(file)
-            found = table.filter(pc.less(table.column("lsn"), bound.value))
-            if len(found):
-                candidate = _reference(found, len(found) - 1)
-                if best is None or candidate.lsn > best.lsn:
-                    best = candidate
+            found = self._find(file, pc.field("lsn") < pc.scalar(bound.value), last=True)
+            if found is not None and (best is None or found.lsn > best.lsn):
+                best = found
         return best
 
     def newest(self, xid: int) -> TransactionRef | None:
         """The newest transaction with that xid."""
-        for file in reversed(self._files):
-            table = self._read(file)
-            found = table.filter(pc.equal(table.column("xid"), xid))
-            if len(found):
-                return _reference(found, len(found) - 1)
-        return None
+        condition = pc.field("xid") == pc.scalar(xid)
+        found = (self._find(file, condition, last=True) for file in reversed(self._files))
+        return next((transaction for transaction in found if transaction is not None), None)
 
     def _earliest(
-        self, may_hold: Callable[[File], bool], condition: Callable[[pa.Table], pa.Array]
+        self, may_hold: Callable[[File], bool], condition: pc.Expression
     ) -> TransactionRef | None:
         best: TransactionRef | None = None
         for file in self._files:
             if best is not None and file.first_lsn > best.lsn:
                 break
-            if not may_hold(file):
-                continue
-            table = self._read(file)
-            found = table.filter(condition(table))
-            if len(found):
-                candidate = _reference(found, 0)
-                if best is None or candidate.lsn < best.lsn:
-                    best = candidate
+            found = self._find(file, condition) if may_hold(file) else None
+            if found is not None and (best is None or found.lsn < best.lsn):
+                best = found
         return best
 
-    def _read(self, file: File) -> pa.Table:
+    def _find(
+        self, file: File, condition: pc.Expression, *, last: bool = False
+    ) -> TransactionRef | None:
+        """The first, or the last, transaction of a file that fulfils a condition. A row group is
+        read at a time, and none that cannot hold one by its statistics."""
         try:
-            return pq.read_table(self._store.path(file.path), columns=_COLUMNS, partitioning=None)
+            (fragment,) = ds.dataset(
+                str(self._store.path(file.path)), format="parquet", partitioning=None
+            ).get_fragments()
+            groups = fragment.split_by_row_group(condition)
+            for group in reversed(groups) if last else groups:
+                found = group.to_table(columns=_COLUMNS, filter=condition)
+                if len(found):
+                    return _reference(found, len(found) - 1 if last else 0)
         except (OSError, pa.ArrowException) as error:
             raise ArchiveCorrupt(
                 f"{file.path} cannot be read: {error}", hint="run: waly verify"
             ) from error
+        return None
 
 
 def _reference(table: pa.Table, row: int) -> TransactionRef:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from waly_cdc.archive.contents import Contents
+from waly_cdc.archive.contents import Contents, at_hand
 from waly_cdc.archive.manifest import File
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import PointNotInArchive
@@ -92,7 +92,7 @@ def state_query(
     Its columns are the relation version's under their stored names, `_raw`, and `_lsn` and `_seq`
     of the event that a row comes from (NULL where there is no key). Raises PointNotInArchive.
     """
-    files = state_files(contents, relation, bound)
+    contents, files = at_hand(store, contents, lambda now: state_files(now, relation, bound))
     baseline = contents.baseline_for(relation.oid, bound)
     # Baseline rows carry the LSN just before their own; no commit record begins there.
     first = baseline.lsn.value - 1 if baseline else 0

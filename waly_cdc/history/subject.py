@@ -42,7 +42,7 @@ class Subject:
 
     @cached_property
     def files(self) -> list[File]:
-        return [f for f in self.contents.event_files(self.oid) if f.first_lsn < self.bound]
+        return [f for f in self.contents.history_files(self.oid) if f.first_lsn < self.bound]
 
     @cached_property
     def versions(self) -> list[RelationVersion]:

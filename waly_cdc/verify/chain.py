@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from waly_cdc.archive import layout
+from waly_cdc.archive import fingerprint, layout
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import Entry, File, digest
 from waly_cdc.archive.store import LocalStore
@@ -105,7 +105,13 @@ def _read_entry(store: LocalStore, number: int, contents: Contents) -> list[Find
     if known and entry.start != contents.horizon:
         message = f"begins at {entry.start}, and the entry before it ends at {contents.horizon}"
         faults.append(Finding("manifest.range", "fail", path, message))
-    faults += _check_sums(entry, path)
+    if entry.kind == "compact":
+        faults += (replaced := _check_replaced(entry, path, contents))
+        if any(fault.id == "manifest.replaced" for fault in replaced):
+            contents.entries, contents.head = number + 1, digest(content)
+            return faults
+    else:
+        faults += _check_sums(entry, path)
     contents.entries, contents.head = entry.number, entry.previous
     contents.horizon = entry.gap.start if entry.gap else entry.start
     contents.apply(entry, content)
@@ -144,6 +150,64 @@ def _check_sums(entry: Entry, path: str) -> list[Finding]:
             message = f"baseline of {baseline.rows} rows, and its files have {found}"
             faults.append(Finding("manifest.count", "fail", f"{path}: oid {baseline.oid}", message))
     return faults
+
+
+def _check_replaced(entry: Entry, path: str, contents: Contents) -> list[Finding]:
+    """Whether an entry's new files hold the rows of those that it removes, by the fingerprints and
+    counts that the manifest states; whether the files have these is for `check_file`."""
+    era = next((each for each in contents.eras if each.era == entry.era), contents)
+    known = {file.path: file for file in era.files}
+    lost = [removed.path for removed in entry.removed if removed.path not in known]
+    if lost:
+        message = f"replaces {lost[0]}, which is no file of era {entry.era}"
+        return [Finding("manifest.replaced", "fail", path, message)]
+    faults = []
+    before, after = _Rows(), _Rows()
+    for removed in entry.removed:
+        file = known[removed.path]
+        if file.fingerprint not in (None, removed.fingerprint):
+            message = f"states another fingerprint of {removed.path} than the entry that made it"
+            faults.append(Finding("manifest.fingerprint", "fail", path, message))
+        before.add(file, removed.fingerprint)
+    for file in entry.files:
+        after.add(file, file.fingerprint or "")
+    for folder in before.differing(after):
+        message = f"its files in {folder} do not hold the rows of those that they replace"
+        faults.append(Finding("manifest.fingerprint", "fail", path, message))
+    return faults
+
+
+class _Rows:
+    """How many rows there are of each kind and relation version in each folder, and the sum of
+    their fingerprints."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str, int | None]] = Counter()
+        self._sums: defaultdict[tuple[str, str, int | None], int] = defaultdict(int)
+
+    def add(self, file: File, stated: str) -> None:
+        group = (file.path.rpartition("/")[0], file.kind, file.version)
+        self._counts[group] += file.rows
+        self._sums[group] = fingerprint.add([self._sums[group], _number(stated)])
+
+    def differing(self, other: _Rows) -> list[str]:
+        """Folders that do not hold the same rows."""
+        groups = self._counts.keys() | other._counts.keys()
+        return sorted(
+            {
+                group[0]
+                for group in groups
+                if self._counts[group] != other._counts[group]
+                or self._sums[group] != other._sums[group]
+            }
+        )
+
+
+def _number(stated: str) -> int:
+    try:
+        return fingerprint.from_text(stated)
+    except ValueError:
+        return 0
 
 
 def _baseline_rows(files: Iterable[File]) -> Counter[int]:

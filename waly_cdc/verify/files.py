@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from waly_cdc.archive import segments
+from waly_cdc.archive import fingerprint, segments
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import File
 from waly_cdc.archive.store import LocalStore
@@ -88,6 +88,9 @@ class _Facts:
     days: set[str] = field(default_factory=set)
     versions: set[int] = field(default_factory=set)
     last: tuple[int, int] = (-1, -1)
+    sorted_by: tuple[str, ...] = ()
+    last_row: pa.Table | None = None
+    fingerprint: int | None = None
 
 
 def _check_parquet(store: LocalStore, file: File, contents: Contents) -> list[Finding]:
@@ -100,13 +103,18 @@ def _check_parquet(store: LocalStore, file: File, contents: Contents) -> list[Fi
             message = f"no entry describes version {file.version} of relation {file.oid}"
             return [Finding("file.relation", "fail", file.path, message)]
         expected = events.schema(known[0])
-    facts = _Facts()
+    facts = _Facts(sorted_by=file.sorted_by)
+    if file.fingerprint is not None:
+        facts.fingerprint = 0
     try:
         with pq.ParquetFile(store.path(file.path), pre_buffer=False) as parquet:
             shape = _shape(parquet.schema_arrow)
             if shape == _shape(expected):
                 for batch in parquet.iter_batches(BATCH_ROWS):
                     add(facts, batch)
+                    if facts.fingerprint is not None:
+                        parts = (facts.fingerprint, fingerprint.fingerprint(batch))
+                        facts.fingerprint = fingerprint.add(parts)
     except (pa.ArrowException, OSError) as error:
         message = f"cannot be read as Parquet: {error}"
         return [Finding("file.parquet", "fail", file.path, message)]
@@ -141,7 +149,17 @@ def _compare(file: File, facts: _Facts) -> list[Finding]:
         for what, stated, found in pairs
         if stated != found
     ]
-    if not facts.in_order:
+    if facts.fingerprint is not None:
+        found = fingerprint.to_text(facts.fingerprint)
+        if found != file.fingerprint:
+            message = (
+                f"its rows have the fingerprint {found}, and the manifest says {file.fingerprint}"
+            )
+            faults.append(Finding("file.fingerprint", "fail", file.path, message))
+    if not facts.in_order and file.sorted_by:
+        message = f"its rows are not sorted by {', '.join(file.sorted_by)} and their positions"
+        faults.append(Finding("file.order", "fail", file.path, message))
+    elif not facts.in_order:
         message = "its rows are not in the order of their positions, or a position stands twice"
         faults.append(Finding("file.order", "fail", file.path, message))
     return faults
@@ -153,6 +171,13 @@ def _partition(path: str) -> str:
 
 def _add_events(facts: _Facts, batch: pa.RecordBatch) -> None:
     _add(facts, batch, batch.column("_lsn"), batch.column("_seq"), batch.column("_committed_at"))
+    if facts.sorted_by:
+        names = [*facts.sorted_by, "_lsn", "_seq"]
+        rows = pa.Table.from_batches([batch.select(names)])
+        if facts.last_row is not None:
+            rows = pa.concat_tables([facts.last_row, rows])
+        facts.in_order = facts.in_order and ascending(rows)
+        facts.last_row = rows.slice(len(rows) - 1)
     for count in pc.value_counts(batch.column("_op")).tolist():
         facts.ops[count["values"]] += count["counts"]
     facts.versions.update(pc.unique(batch.column("_relation")).to_pylist())
@@ -172,11 +197,8 @@ def _add(
 ) -> None:
     if not len(batch):
         return
-    high = np.concatenate([[facts.last[0]], lsn.to_numpy()])
-    low = np.concatenate([[facts.last[1]], seq.to_numpy()])
-    ascending = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
-    facts.in_order = facts.in_order and bool(ascending.all())
-    facts.last = (int(high[-1]), int(low[-1]))
+    if not facts.sorted_by:
+        _add_order(facts, lsn, seq)
     facts.rows += len(batch)
     lsns, span = pc.min_max(lsn).as_py(), pc.min_max(times).as_py()
     facts.first_lsn = min(
@@ -186,3 +208,25 @@ def _add(
     facts.first_time = min(filter(None, (facts.first_time, span["min"])))
     facts.last_time = max(filter(None, (facts.last_time, span["max"])))
     facts.days.update(day.isoformat() for day in pc.unique(batch.column("day")).to_pylist())
+
+
+def _add_order(facts: _Facts, lsn: pa.Array, seq: pa.Array) -> None:
+    high = np.concatenate([[facts.last[0]], lsn.to_numpy()])
+    low = np.concatenate([[facts.last[1]], seq.to_numpy()])
+    ascending = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
+    facts.in_order = facts.in_order and bool(ascending.all())
+    facts.last = (int(high[-1]), int(low[-1]))
+
+
+def ascending(rows: pa.Table) -> bool:
+    """Whether rows ascend by all their columns, the first one first, NULL behind every value."""
+    undecided = pa.array(np.ones(max(len(rows) - 1, 0), bool))
+    for column in rows.combine_chunks().columns:
+        one, next_ = column.slice(0, len(rows) - 1), column.slice(1)
+        # NaN is neither less nor greater: DuckDB sorts it behind all numbers.
+        falls = pc.or_kleene(pc.and_(pc.is_null(one), pc.is_valid(next_)), pc.greater(one, next_))
+        if pc.any(pc.and_kleene(undecided, falls)).as_py():
+            return False
+        same = pc.or_kleene(pc.and_(pc.is_null(one), pc.is_null(next_)), pc.equal(one, next_))
+        undecided = pc.and_(undecided, same.fill_null(False))
+    return True

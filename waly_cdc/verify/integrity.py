@@ -24,6 +24,7 @@ from waly_cdc.verify.chain import read_chain
 from waly_cdc.verify.files import check_file
 from waly_cdc.verify.report import LAST, Checked, Report
 
+MOST_TRIES = 3
 MOST = 20
 """How many single transactions or positions of one kind are named."""
 
@@ -58,6 +59,21 @@ def verify_integrity(
 
     Raises NoArchive, and CouldNotVerify where reading is refused.
     """
+    for _ in range(MOST_TRIES):
+        report = _verify(store, progress)
+        missing = {finding.subject for finding in report.findings if finding.id == "file.missing"}
+        if not missing or missing <= _files_now(store):
+            break
+        # A file was replaced, and deleted before its turn: what replaced it is to be checked.
+    return report
+
+
+def _files_now(store: LocalStore) -> set[str]:
+    contents, _ = read_chain(store)
+    return {file.path for era in contents.eras for file in era.files}
+
+
+def _verify(store: LocalStore, progress: Callable[[int, int], None] | None) -> Report:
     # Read first: a sidecar that is at work writes an entry before it tells of it.
     notes = {name: _noted_horizon(store, name) for name in _NOTES}
     # Listed first: a file that is here already and that no entry names afterwards is left over.
@@ -76,7 +92,7 @@ def verify_integrity(
             if progress is not None:
                 progress(done, total)
     findings += _named_twice(files)
-    findings += _left_over(present, files)
+    findings += _left_over(present, files, contents)
     good = [file for file in files if file.path not in bad]
     for era in contents.eras:
         mine = [file for file in era.files if file.path not in bad]
@@ -144,8 +160,8 @@ def _named_twice(files: Iterable[File]) -> list[Finding]:
     return findings
 
 
-def _left_over(present: Iterable[str], files: Iterable[File]) -> list[Finding]:
-    named = {file.path for file in files}
+def _left_over(present: Iterable[str], files: Iterable[File], contents: Contents) -> list[Finding]:
+    named = {file.path for file in files} | {each.path for each in contents.replaced}
     message = "no entry names this file: a crash left it, and the sidecar's next start removes it"
     return [
         Finding("file.unnamed", "warn", path, message)
@@ -156,7 +172,8 @@ def _left_over(present: Iterable[str], files: Iterable[File]) -> list[Finding]:
 
 def _check_positions(store: LocalStore, contents: Contents, files: Sequence[File]) -> list[Finding]:
     """Whether an event's position is unique in its relation. Within a file the order of its rows
-    has shown that; files whose LSNs overlap are compared with each other."""
+    has shown that, unless they are sorted by key; files whose LSNs overlap are compared with each
+    other."""
     findings = []
     for oid, versions in contents.relations.items():
         mine = [file for file in files if file.oid == oid and file.rows]
@@ -175,7 +192,7 @@ def _check_positions(store: LocalStore, contents: Contents, files: Sequence[File
 
 
 def _overlapping(files: Iterable[File]) -> list[list[File]]:
-    """Groups of files whose LSN ranges overlap, two or more in each."""
+    """Groups of files whose LSN ranges overlap, two or more in each, and files sorted by key."""
     groups: list[list[File]] = []
     end = Lsn(0)
     for file in sorted(files, key=lambda file: file.first_lsn):
@@ -184,7 +201,7 @@ def _overlapping(files: Iterable[File]) -> list[list[File]]:
         else:
             groups.append([file])
         end = max(end, file.last_lsn)
-    return [group for group in groups if len(group) > 1]
+    return [group for group in groups if len(group) > 1 or group[0].sorted_by]
 
 
 def _check_transactions(store: LocalStore, files: Sequence[File]) -> list[Finding]:

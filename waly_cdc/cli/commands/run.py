@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import click
 
@@ -36,12 +36,17 @@ def command(
 ) -> int:
     """Capture: the sidecar. Runs until it is told to stop.
 
+    While it keeps up, small files of the archive are merged every compact_interval (5m; 0: never),
+    and a table gets a new baseline, computed from the archive, after baseline_events (1000000; but
+    as many as it had rows) or at the age of baseline_age (30d).
+
     SIGTERM or Ctrl-C: what was received is sealed and acknowledged, then it ends (exit code 0, 130
     after Ctrl-C). A killed sidecar goes on where it was when it is started again.
     """
     from waly_cdc.capture.initialise import initialise
     from waly_cdc.capture.settings import CaptureSettings
     from waly_cdc.capture.sidecar import run
+    from waly_cdc.upkeep.beside import Upkeep, UpkeepSettings
 
     state.set(seal_interval=seal_interval, seal_size=seal_size, durability=durability, slot=slot)
     settings = CaptureSettings.of(state.config)
@@ -49,8 +54,17 @@ def command(
         with interruptible():
             initialise(settings, if_not_exists=True, on_progress=state.output.note)
     stop = threading.Event()
+    upkeep = UpkeepSettings.of(state.config)
     with _stopping(stop) as received:
-        result = run(settings, once=once, stop=stop, on_event=state.output.note)
+        result = run(
+            settings,
+            once=once,
+            stop=stop,
+            on_event=state.output.note,
+            beside=nullcontext
+            if once
+            else lambda archive: Upkeep(archive, upkeep, state.output.note),
+        )
     state.output.result(result.to_json(), lambda console: run_result(console, result))
     return 130 if signal.SIGINT in received else 0
 
