@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
+from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from tests.conftest import TestServer
 from waly_cdc.archive.contents import load
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.cli.main import run
+from waly_cdc.embedded import find_program
 from waly_cdc.history.session import session
 from waly_cdc.restore.revert.revert import Request, apply, prepare
 from waly_cdc.restore.revert.undo import Conflict
@@ -194,6 +199,15 @@ def _expected(events: list[Any], xid: int) -> tuple[dict[Place, Any], list[set[P
     return clean, dirty, {key for key in first if first[key] is None and last[key] is None}
 
 
+def _content(row: dict[str, Any]) -> str:
+    return str(sorted(row.items()))
+
+
+def _bag(live: psycopg.Connection) -> Counter[str]:
+    found = live.execute("select to_jsonb(t) from public.bag t").fetchall()
+    return Counter(_content(row) for (row,) in found)
+
+
 def _check(shop: Shop, store: LocalStore, events: list[Any], xid: int) -> None:
     """Revert one transaction with --theirs, look, and roll the live database back."""
     clean, dirty, idle = _expected(events, xid)
@@ -207,12 +221,14 @@ def _check(shop: Shop, store: LocalStore, events: list[Any], xid: int) -> None:
     with session() as duck, connect(shop.dsn) as live:
         contents = load(store)
         conflicts = prepare(duck, contents, store, live, asked).conflicts
-        found = places([each for each in conflicts if each.table != "public.bag"])
+        keyed = [each for each in conflicts if each.table != "public.bag"]
+        found = places(keyed)
         named = [{(table, tuple(map(str, key))) for table, key in group} for group in dirty]
         assert found <= set().union(*named), (xid, found, dirty)
         for group, texts in zip(dirty, named, strict=True):
             assert group <= idle or texts & found, (xid, group, found)
         revert = prepare(duck, contents, store, live, asked, resolution="theirs")
+        before = _bag(live)
         with live.transaction():
             met = apply(duck, live, revert, theirs=True)
             assert all("refer" in each.reason for each in met), (xid, met)
@@ -224,4 +240,214 @@ def _check(shop: Shop, store: LocalStore, events: list[Any], xid: int) -> None:
                     f"select to_jsonb(t) from public.{table} t where {where}".encode(), key
                 ).fetchone()
                 assert (now[0] if now else None) == row, (xid, table, key)
+            if len(keyed) == len(conflicts):
+                for _, table, by, old, new in events:
+                    if (table, by) == ("bag", xid):
+                        before.update([_content(old)] if old else [])
+                        before.subtract([_content(new)] if new else [])
+                assert +before == _bag(live), xid
             raise psycopg.Rollback
+
+
+ITEMS = """
+create table customers (id int generated always as identity primary key, name text);
+create table items (id int primary key, customer int references customers on delete cascade,
+    price numeric(10, 2), note text);
+insert into customers (name) select 'c' || n from generate_series(1, 3) n;
+insert into items select n, n % 3 + 1, n, 'n' from generate_series(1, 9) n;
+"""
+ALL = "select id, customer, price, note from items order by id"
+
+
+@pytest.fixture
+def items(shop: Shop) -> Shop:
+    shop.execute(ITEMS)
+    assert shop.waly("init") == 0
+    return shop
+
+
+def changed(shop: Shop, *statements: str, actor: str | None = None) -> int:
+    """Run the statements in one transaction and archive it; its xid."""
+    with psycopg.connect(shop.dsn) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+        if actor:
+            message = json.dumps({"actor": actor})
+            connection.execute("select pg_logical_emit_message(true, 'waly', %s)", (message,))
+        row = connection.execute("select pg_current_xact_id()::text::bigint").fetchone()
+    assert shop.waly("run", "--once") == 0
+    assert row is not None
+    return int(row[0])
+
+
+def answer(shop: Shop, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[Any]:
+    capsys.readouterr()
+    shop.waly(*arguments, "--json")
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_revert_is_told_as_one_and_can_itself_be_reverted(
+    items: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = items.rows(ALL)
+    xid = changed(items, "update items set price = 9.99", "delete from items where id < 4")
+    after = items.rows(ALL)
+    assert items.waly("revert", f"xid:{xid}", "--apply") == 0
+    assert items.rows(ALL) == before
+    assert items.waly("run", "--once") == 0
+    (newest,) = answer(items, capsys, "log", "items", "-n", "1")
+    assert json.loads(newest["actor"]["context"])["revert"]["transactions"] == [xid]
+    assert newest["actor"]["source"] == "message"
+    items.waly("log", "items", "-n", "1")
+    assert f"reverting xid {xid}" in capsys.readouterr().out
+    assert items.waly("revert", f"xid:{newest['xid']}", "--apply") == 0
+    assert items.rows(ALL) == after
+
+
+def test_rows_that_others_changed_later_are_listed_and_refused(
+    items: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    xid = changed(items, "update items set price = 9.99")
+    later = changed(items, "update items set note = 'sold' where id = 5")
+    state = items.rows(ALL)
+    assert items.waly("revert", f"xid:{xid}", "--apply") == 9
+    assert items.rows(ALL) == state
+    (told,) = answer(items, capsys, "revert", f"xid:{xid}", "--dry-run")
+    (conflict,) = told["conflicts"]
+    assert conflict == {
+        "table": "public.items",
+        "key": {"id": "5"},
+        "reason": "changed later",
+        "xid": later,
+    }
+    assert items.waly("revert", f"xid:{xid}", "--apply", "--theirs") == 0
+    assert [row[2] for row in items.rows(ALL)][3:6] == [4, Decimal("9.99"), 6]
+
+
+def test_with_ours_later_changes_of_the_same_rows_are_undone_too(items: Shop) -> None:
+    before = items.rows(ALL)
+    xid = changed(items, "update items set price = 9.99", "delete from items where id = 1")
+    changed(items, "update items set note = 'sold' where id = 5")
+    changed(items, "insert into items values (1, 2, 7, 'again')", "delete from items where id = 6")
+    assert items.waly("revert", f"xid:{xid}", "--apply", "--ours") == 0
+    assert items.rows(ALL) == before
+
+
+def test_a_change_that_arrived_meanwhile_is_a_conflict(
+    items: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    xid = changed(items, "update items set price = 9.99", "delete from items where id = 7")
+    items.execute(
+        "update items set note = 'late' where id = 2",
+        "insert into items values (7, 1, 1, 'taken')",
+        "delete from items where id = 3",
+    )
+    state = items.rows(ALL)
+    # What is not sealed is known, too: a copy of the archive from before it is what lags behind.
+    assert items.waly("revert", f"xid:{xid}", "--apply") == 9
+    assert items.rows(ALL) == state
+    (told,) = answer(items, capsys, "revert", f"xid:{xid}", "--apply", "--theirs")
+    assert sorted(each["key"]["id"] for each in told["conflicts"]) == ["2", "3", "7"]
+    found = [(row[0], row[2]) for row in items.rows(ALL)]
+    assert found[:3] == [(1, 1), (2, Decimal("9.99")), (4, 4)]
+
+
+def test_rows_that_refer_to_what_is_undone_are_not_carried_away(items: Shop) -> None:
+    xid = changed(
+        items,
+        "insert into customers overriding system value values (50, 'new')",
+        "insert into items values (50, 50, 1, 'mine')",
+    )
+    changed(items, "insert into items values (51, 50, 1, 'theirs')")
+    assert items.waly("revert", f"xid:{xid}", "--apply") == 9
+    assert items.waly("revert", f"xid:{xid}", "--apply", "--theirs") == 0
+    assert items.rows("select id from items where id >= 50") == [(51,)]
+    assert items.rows("select id from customers where id = 50") == [(50,)]
+
+
+def test_truncated_tables_come_back_with_what_was_in_them(items: Shop) -> None:
+    before = items.rows(ALL), items.rows("select * from customers order by 1")
+    xid = changed(items, "delete from items where id = 2", "truncate customers, items")
+    assert items.waly("revert", f"xid:{xid}", "--apply") == 0
+    assert (items.rows(ALL), items.rows("select * from customers order by 1")) == before
+
+
+def test_a_row_goes_back_to_a_point(items: Shop) -> None:
+    before = items.rows(ALL)
+    xid = changed(items, "update items set price = 1 where id in (4, 5)")
+    changed(items, "update items set price = 2, note = 'x' where id = 4")
+    assert items.waly("revert", "items", "4", "--to", f"xid:{xid}^", "--apply") == 0
+    found = items.rows(ALL)
+    assert found[3] == before[3]
+    assert found[4][2] == 1
+
+
+def test_what_an_actor_did_since_a_point_is_undone(items: Shop) -> None:
+    before = items.rows(ALL)
+    first = changed(items, "update items set note = 'a' where id < 3", actor="bob")
+    second = changed(items, "update items set note = 'b' where id < 5", actor="bob")
+    changed(items, "update items set note = 'c' where id = 8", actor="ann")
+    arguments = ("revert", "--actor", "bob", "--since")
+    assert items.waly(*arguments, f"xid:{second}^", "--apply") == 0
+    assert [row[3] for row in items.rows(ALL)][:5] == ["a", "a", "n", "n", "n"]
+    assert items.waly("run", "--once") == 0
+    assert items.waly(*arguments, f"xid:{first}^", "--dry-run") == 9
+    assert items.waly(*arguments, f"xid:{first}^", "--apply", "--ours") == 0
+    assert items.rows(ALL)[:7] == before[:7]
+
+
+def test_a_revert_fits_the_schema_of_today(items: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    xid = changed(
+        items, "update items set price = 0, note = null", "delete from items where id = 9"
+    )
+    items.execute(
+        "alter table items rename column price to cost",
+        "alter table items drop column note",
+        "alter table items add column size int",
+        "alter table items rename to goods",
+    )
+    changed(items, "insert into goods values (100, 1, 5, 3)")
+    (told,) = answer(items, capsys, "revert", f"xid:{xid}", "--apply")
+    assert told["left_out"] == ["column public.goods.note: it was dropped since"]
+    found = items.rows("select id, cost, size from goods order by id")
+    assert found == [*((n, n, None) for n in range(1, 10)), (100, 5, 3)]
+
+
+def test_the_script_does_the_same_in_psql_and_refuses_what_changed(
+    items: Shop, work_dir: Path
+) -> None:
+    items.execute("update items set note = E'tab\\t\\\\ new\\nline' where id = 3")
+    before = items.rows(ALL)
+    xid = changed(items, "update items set note = '', price = null", "delete from items")
+    script = work_dir / "revert.sql"
+    assert items.waly("revert", f"xid:{xid}", "--output", str(script)) == 0
+    program = find_program("psql")
+    assert program is not None
+    items.execute("insert into items values (4, 1, 1, 'taken')")
+    psql = [program, "-X", "-q", "-d", items.dsn, "-f", script]
+    refused = subprocess.run(psql, capture_output=True, text=True, check=False)
+    assert "its key is used by a row that the archive does not know: 4" in refused.stderr
+    assert items.rows(ALL) == [(4, 1, 1, "taken")]
+    items.execute("delete from items")
+    subprocess.run(psql, check=True, capture_output=True)
+    assert items.rows(ALL) == before
+
+
+def test_triggers_fire_as_the_role_is_set_unless_asked_otherwise(items: Shop) -> None:
+    items.execute(
+        "create table fired (zone text)",
+        "create function fire() returns trigger language plpgsql as $$ begin"
+        " insert into fired values (current_setting('TimeZone')); return null; end $$",
+        "create trigger fire after update on items for each row execute function fire()",
+        "do $$ begin execute format('alter database %I set timezone = %L',"
+        " current_database(), 'Asia/Tokyo'); end $$",
+        "alter table items disable trigger fire",
+    )
+    xid = changed(items, "update items set price = 9.99 where id = 1")
+    again = changed(items, "update items set price = 5 where id = 2")
+    items.execute("alter table items enable trigger fire")
+    assert items.waly("revert", f"xid:{xid}", "--apply", "--no-triggers") == 0
+    assert items.rows("select * from fired") == []
+    assert items.rows("select tgenabled from pg_trigger where tgname = 'fire'") == [("O",)]
+    assert items.waly("revert", f"xid:{again}", "--apply") == 0
+    assert items.rows("select * from fired") == [("Asia/Tokyo",)]

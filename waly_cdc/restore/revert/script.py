@@ -66,7 +66,8 @@ class Part:
         found = [(i, table.find(undo.subject, c)) for i, c in enumerate(undo.subject.columns)]
         self.columns = [(i, live) for i, live in found if live is not None]
         self.gone = [i for i, live in found if live is None]
-        self.key = [(i, live) for i, live in self.columns if i in undo.key]
+        places = dict(self.columns)
+        self.key = [(i, places[i]) for i in undo.key if i in places]
 
     def of_shape(self, number: int) -> list[tuple[int, LiveColumn]]:
         """The columns that a relation version has, and that are there now."""

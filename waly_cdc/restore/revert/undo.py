@@ -212,7 +212,8 @@ class Undo:
             " ON f.root = h._root WHERE h._n > f.n AND NOT h.mine AND (h._op <> 'R' OR"
             f" ({self._all('b', of='h.')}) IS DISTINCT FROM ({self._all('a', of='h.')}))\n"
             "UNION ALL SELECT root, max(_end), max(_end_xid), 'truncated later' FROM h JOIN m"
-            " ON root = _root WHERE _next IS NULL AND _op <> 'D' AND NOT _end_mine AND _end > n GROUP BY root"
+            " ON root = _root WHERE _next IS NULL AND _op <> 'D' AND NOT _end_mine AND _end > n"
+            " GROUP BY root"
             "\nUNION ALL SELECT root, max(_n), NULL, 'its table changed without events' FROM h"
             " JOIN m ON root = _root WHERE _next IS NULL AND _op <> 'D' AND _end IS NULL"
             " AND _root NOT IN (SELECT _root FROM live) GROUP BY root",
