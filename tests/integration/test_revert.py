@@ -464,3 +464,16 @@ def test_triggers_fire_as_the_role_is_set_unless_asked_otherwise(items: Shop) ->
     assert items.rows("select tgenabled from pg_trigger where tgname = 'fire'") == [("O",)]
     assert items.waly("revert", f"xid:{again}", "--apply") == 0
     assert items.rows("select * from fired") == [("Asia/Tokyo",)]
+
+
+def test_a_sidecar_on_the_target_records_a_restore_as_one(
+    items: Shop, database: str, work_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Shop(database, work_dir / "of the target")
+    assert target.waly("init") == 0
+    assert items.waly("restore", "--to", "latest", "--target", database, "--force") == 0
+    assert target.waly("run", "--once") == 0
+    made = answer(target, capsys, "query", "select actor from transactions where events > 0")
+    told = [json.loads(each["actor"]["context"] or "{}") for each in made]
+    assert made
+    assert {each.get("operation") for each in told} == {"restore"}
