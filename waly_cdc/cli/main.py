@@ -32,7 +32,7 @@ COMMANDS = {
     "diff": "Show the net difference of the database, a table or a row.",
     "query": "Run SQL over the archive.",
     "restore": "Rebuild the database or some tables as of a point.",
-    "revert": "Undo transactions, what somebody did, or the changes of a row, in the live database.",
+    "revert": "Undo transactions, somebody's work or the changes of a row, in the live database.",
     "verify": "Prove that the archive is whole, and that it restores.",
     "slot": "Show or drop the replication slot.",
     "demo": "See it all work on a PostgreSQL of its own.",

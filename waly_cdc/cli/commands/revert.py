@@ -47,7 +47,7 @@ def command(
     ours: bool,
     no_triggers: bool,
 ) -> None:
-    """Undo transactions, what somebody did, or the changes of a row, in the live database.
+    """Undo transactions, somebody's work or the changes of a row, in the live database.
 
     waly revert xid:8812 --dry-run        waly revert orders 42 --to '1h ago' --apply
 
