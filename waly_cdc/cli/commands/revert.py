@@ -125,7 +125,12 @@ def _write(duck: Any, found: "Revert", path: Path | None) -> None:
         return
     try:
         with path.open("xb") as file:
-            write(duck, found.steps, file)
+            try:
+                write(duck, found.steps, file)
+            except BaseException:
+                # A part of a script must not be taken for all of it.
+                path.unlink()
+                raise
     except FileExistsError:
         raise UsageError(f"{path} exists already", hint="choose another name") from None
 
