@@ -7,6 +7,7 @@ WalyError                     1   unexpected error
 ├── CouldNotVerify            5   a check could not be run
 ├── CheckFailed               6   a blocking problem of server, role or archive
 ├── PointNotInArchive         7   before the first baseline, after the horizon, or in a gap
+├── RevertConflict            9   others changed later what is to be undone
 ├── NoArchive                10   there is no archive there
 ├── ArchiveLocked            11   another writer holds it
 ├── SourceError              12   PostgreSQL is unreachable or refuses
@@ -55,6 +56,13 @@ class CheckFailed(WalyError):
 
 class PointNotInArchive(WalyError):
     exit_code = 7
+
+
+class RevertConflict(WalyError):
+    """`conflicts` are the rows, as JSON objects, where they were only found by the server."""
+
+    exit_code = 9
+    conflicts: tuple[dict[str, object], ...] = ()
 
 
 class NoArchive(WalyError):

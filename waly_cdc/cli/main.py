@@ -32,6 +32,7 @@ COMMANDS = {
     "diff": "Show the net difference of the database, a table or a row.",
     "query": "Run SQL over the archive.",
     "restore": "Rebuild the database or some tables as of a point.",
+    "revert": "Undo transactions, somebody's work or the changes of a row, in the live database.",
     "verify": "Prove that the archive is whole, and that it restores.",
     "compact": "Merge small files into large ones, with the same rows.",
     "slot": "Show or drop the replication slot.",

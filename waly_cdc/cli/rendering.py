@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -243,6 +244,23 @@ def restored(console: Console, result: RestoreResult) -> None:
     )
 
 
+def reverted(console: Console, found: Mapping[str, Any]) -> None:
+    """What a revert does or did, and the rows in its way."""
+    from rich.text import Text
+
+    for conflict in found["conflicts"]:
+        line = Text("conflict ", style="bold red")
+        line.append(f"{conflict['table']} ", style="bold")
+        line.append(key_text(conflict["key"]))
+        line.append(f"  {conflict['reason']}", style="default")
+        if conflict["xid"] is not None:
+            line.append(f" by xid {conflict['xid']}", style="dim")
+        console.print(line)
+    names = ("table", "insert", "update", "delete")
+    rows = [(each["table"], *(f"{each[n]:,}" for n in names[1:])) for each in found["tables"]]
+    table(console, names, rows, right=(1, 2, 3))
+
+
 def verified(console: Console, report: Report) -> None:
     from rich.text import Text
 
@@ -278,8 +296,20 @@ def actor_text(actor: Mapping[str, Any]) -> str:
     if actor["source"] == "unknown":
         return "unknown"
     user = value_text(actor["user"] or "unknown", SHORT)
+    reverted = _reverted(actor["context"])
+    if reverted:
+        user += f", reverting {value_text(reverted, SHORT)}"
     application = actor["application_name"]
     return f"{user} ({value_text(application, SHORT)})" if application else user
+
+
+def _reverted(context: str | None) -> str:
+    """The transactions that a transaction says it has undone."""
+    try:
+        told = json.loads(context or "null")["revert"]
+        return ", ".join(f"xid {xid}" for xid in told["transactions"]) or "a row"
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
 
 
 def key_text(key: Mapping[str, Any] | None) -> str:

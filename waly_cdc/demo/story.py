@@ -91,6 +91,8 @@ class Story:
             self._waly("diff", "--from", f"xid:{xid}^", "--to", f"xid:{xid}", "--stat")
             tell.chapter("Back to the moment before it", "into a database of its own")
             rows = self._restore(xid, before)
+            tell.chapter("And in the shop itself", "where nobody changed a product since")
+            self._revert(xid)
             tell.chapter("Is the archive whole, and does it restore?")
             self._waly("verify", "--drill")
         finally:
@@ -127,6 +129,12 @@ class Story:
             rows, digest = after[table]
             self._teller.says(f"{table}: {rows:,} rows, digest {digest[:12]}…, the same as before")
         return tuple((table, after[table][0]) for table in TABLES)
+
+    def _revert(self, xid: int) -> None:
+        with self._sidecar():
+            self._waly("revert", f"xid:{xid}", "--apply", "--theirs")
+            self._wait_until_archived()
+        self._waly("log", "products", "SKU-042", "-n", "2")
 
     def _waly(self, *arguments: str) -> None:
         """Show a command, run it, show what it says. Raises CouldNotVerify when it fails."""

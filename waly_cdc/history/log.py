@@ -109,7 +109,7 @@ def _relation_log(
     followed."""
     if keys == []:
         return iter(())
-    touched = _touched(connection, subject, where) if narrow else None
+    touched = touched_keys(connection, subject, where) if narrow else None
     of_column = _changes_column(subject, wanted.column)
     return row_events(
         connection,
@@ -135,7 +135,7 @@ def transaction_events(
     for relation in _relations(contents, None):
         subject = Subject(contents, store, relation.oid, transaction.end_lsn)
         if any(file.first_lsn <= transaction.lsn <= file.last_lsn for file in subject.files):
-            touched = _touched(connection, subject, where)
+            touched = touched_keys(connection, subject, where)
             found.append(row_events(connection, subject, touched=touched, where=where))
     for event in heapq.merge(*found, key=_position):
         yield event_json(event, transaction)
@@ -213,11 +213,11 @@ def _conditions(contents: Contents, store: LocalStore, wanted: LogFilter) -> str
     if wanted.xid is not None:
         parts.append(f"_xid = {wanted.xid}")
     if wanted.actor is not None:
-        parts.append(f"_lsn IN ({_made_by(contents, store, wanted.actor)})")
+        parts.append(f"_lsn IN ({made_by(contents, store, wanted.actor)})")
     return " AND ".join(parts)
 
 
-def _made_by(contents: Contents, store: LocalStore, actor: str) -> str:
+def made_by(contents: Contents, store: LocalStore, actor: str) -> str:
     """A statement for the transactions whose user or application_name is that name; `unknown` names
     the source."""
     files = contents.transaction_files()
@@ -268,7 +268,7 @@ def _changes_column(subject: Subject, name: str | None) -> str:
     return f"(_op = 'U' AND ({' OR '.join(parts) or 'FALSE'}))"
 
 
-def _touched(connection: duckdb.DuckDBPyConnection, subject: Subject, where: str) -> str | None:
+def touched_keys(connection: duckdb.DuckDBPyConnection, subject: Subject, where: str) -> str | None:
     """A statement that selects the keys of the events that fulfil a condition: only their rows need
     following. None where they are in several keyings, or told apart by content."""
     files = [file for file in subject.files if file.kind == "events"]

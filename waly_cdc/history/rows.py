@@ -88,7 +88,7 @@ def row_events(
     """
     if not subject.files:
         return
-    clause, rooted = _clause(connection, subject, keys, touched)
+    clause, rooted = history_clause(connection, subject, keys, touched)
     columns = [f"{before_name(c)}, {after_name(c)}" for c in subject.columns]
     meta = "_n, _op, _lsn, _seq, _xid, _committed_us, _relation"
     history = (
@@ -111,13 +111,14 @@ def row_events(
             yield from map(read, batch)
 
 
-def _clause(
+def history_clause(
     connection: duckdb.DuckDBPyConnection,
     subject: Subject,
     keys: Sequence[Key] | None,
     touched: str | None,
 ) -> tuple[str, str]:
-    """The WITH clause that has `history`, and the condition on it that `keys` make."""
+    """The WITH clause that has `history` (see `images`), and the condition on it that `keys` make;
+    `keys` and `touched` are those of `row_events`."""
     columns = subject.keyings[-1].columns
     narrowing, rooted = None, "TRUE"
     if keys is not None:

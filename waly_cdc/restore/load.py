@@ -109,7 +109,12 @@ class Loader:
         )
         count = 0
         try:
-            with target.target_errors(f"rows of {name}"), connection.cursor() as cursor:
+            with (
+                target.target_errors(f"rows of {name}"),
+                connection.transaction(),
+                connection.cursor() as cursor,
+            ):
+                target.stamp(connection, str(self.bound))
                 with cursor.copy(statement) as copy:
                     for batch in self.rows.texts(table.version, self.bound):
                         if self._stopping:

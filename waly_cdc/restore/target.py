@@ -8,6 +8,7 @@ whole. After a failure or a kill it stays, and no restore goes into such a targe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from waly_cdc.source.connect import connect
 
 MARKER = "waly_restore_incomplete"
 ORIGIN = "waly_restore"
-"""Replication origins of our sessions begin with it: a sidecar that captures the target can tell
-restored rows from new ones."""
+"""Replication origins of our sessions begin with it, so that subscriptions of the target can leave
+restored rows out (`origin = none`). A sidecar is told by `stamp`."""
 
 _DROP_HINT = "drop the database, create it again and restart the restore"
 
@@ -268,6 +269,15 @@ def tag(connection: psycopg.Connection, number: int) -> str | None:
             raise
         return error.diag.message_primary or str(error)
     return None
+
+
+def stamp(connection: psycopg.Connection, point: str) -> None:
+    """Say in the open transaction that it is a restore: a sidecar that captures the target records
+    its rows as that, and not as somebody's work."""
+    told = {"actor": connection.info.user, "operation": "restore", "restore": {"to": point}}
+    connection.execute(
+        "select pg_logical_emit_message(true, 'waly', %s::text)", (json.dumps(told),)
+    )
 
 
 def untag(connection: psycopg.Connection, number: int) -> None:
