@@ -53,7 +53,7 @@ def _confirmed(dsn: str) -> Lsn:
 
 
 def _settings(dsn: str, work_dir: Path, **more: object) -> CaptureSettings:
-    return CaptureSettings(dsn, work_dir / "archive", sample=False, **more)  # type: ignore[arg-type]
+    return CaptureSettings(dsn, work_dir / "archive", sample_interval=0, **more)  # type: ignore[arg-type]
 
 
 def test_an_idle_database_is_acknowledged_past_what_others_write(
