@@ -42,8 +42,7 @@ def witness(look: Look) -> Iterator[Finding]:
         yield Finding("witness", WARN, "server", f"{_TRADE}. It cannot be had: {error.message}")
         return
     if missing:
-        granted = "\n".join(f"{statement};" for statement in missing)
-        message = f"{_TRADE}. The role may not change {SETTING}, which it would take"
-        yield Finding("witness", PASS, "server", message, granted)
+        message = f"{_TRADE}. For that the role would need: {'; '.join(missing)}"
+        yield Finding("witness", PASS, "server", message)
         return
     yield Finding("witness", PASS, "server", f"{_TRADE}. It can be had")
