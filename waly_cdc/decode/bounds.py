@@ -37,6 +37,7 @@ class Bounds:
         kinds = np.frombuffer(chunk.data, np.uint8)[at]
         begins, commits = at[kinds == _BEGIN].tolist(), at[kinds == _COMMIT].tolist()
         if begins or commits:
+            # Lists, for either may be empty: then it comes before the other.
             inside = begins[-1:] > commits[-1:]
         return cls(
             [_number(chunk, begin + _XID_AT, 4) for begin in begins],
