@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from waly_cdc.archive.manifest import format_time
+from waly_cdc.archive.manifest import Source, format_time
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture import plugin
 from waly_cdc.capture.arming import Arming, leave
@@ -177,19 +177,7 @@ def _connected(
             watch.catch_up()
         target = catalog.observe() if once else None
         witnessing = settings.witness and not once
-        if witnessing and source.plugin != PGOUTPUT:
-            raise UsageError(
-                f"a witness takes the plugin {PGOUTPUT}, and this archive has {source.plugin}",
-                hint="run without --witness",
-            )
-        leave(settings.dsn, source.slot, on_event)
-        stream = ReplicationStream(
-            settings.dsn,
-            source.slot,
-            contents.horizon,
-            options,
-            synchronous_as=connection_name(source.slot) if witnessing else None,
-        )
+        stream = _open(settings, source, contents.horizon, options, witnessing, on_event)
         retries.streams()
         on_event(f"streaming from slot {source.slot} at {contents.horizon}")
         if settings.sample_interval:
@@ -208,6 +196,25 @@ def _connected(
             sampler.stop()
             stream.close()
         return watch.unfinished
+
+
+def _open(
+    settings: CaptureSettings,
+    source: Source,
+    start: Lsn,
+    options: dict[str, str],
+    witnessing: bool,
+    on_event: Callable[[str], None],
+) -> ReplicationStream:
+    """The stream from `start` on. Commits do not wait for it yet, nor for one before it."""
+    if witnessing and source.plugin != PGOUTPUT:
+        raise UsageError(
+            f"a witness takes the plugin {PGOUTPUT}, and this archive has {source.plugin}",
+            hint="run without --witness",
+        )
+    leave(settings.dsn, source.slot, on_event)
+    name = connection_name(source.slot) if witnessing else None
+    return ReplicationStream(settings.dsn, source.slot, start, options, synchronous_as=name)
 
 
 def _receive(
