@@ -57,8 +57,9 @@ format: $(STAMP) ## let ruff put the code in order
 demo: $(STAMP) ## see it work: a shop, a mistake, and the way back
 	@$(BIN)/waly demo
 
-bench: $(STAMP) ## compare capture with pg_recvlogical
+bench: $(STAMP) ## compare capture with pg_recvlogical, and commits with and without a witness
 	@$(BIN)/python bench/capture.py
+	@$(BIN)/python bench/witness.py
 
 crash: $(STAMP) ## the long crash test: kill the sidecar at random moments under load
 	@WALY_KILLS=$${WALY_KILLS:-50} $(BIN)/python -m pytest tests/crash -n 0 -s

@@ -56,7 +56,7 @@ def seconds(decode: Callable[[], None]) -> float:
 
 def measure(dsn: str, folder: Path, name: str, rows: int) -> None:
     archive = folder / name
-    settings = CaptureSettings(dsn, archive, slot=f"bench_{name}", sample=False)
+    settings = CaptureSettings(dsn, archive, slot=f"bench_{name}", sample_interval=0)
     initialise(settings, plugin=name)
     end = Lsn.parse(fill(dsn, 1, rows, 10_000))
     contents = load(LocalStore(archive))

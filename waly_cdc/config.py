@@ -54,6 +54,12 @@ def _parse_durability(text: str) -> str:
     return text
 
 
+def _parse_switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise UsageError(f"neither true nor false: {text!r}")
+    return text.lower() == "true"
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """A setting that there is: `parse` reads its text, `unset` says what holds without it."""
@@ -74,6 +80,9 @@ SETTINGS: Mapping[str, Known] = {
     "compact_interval": Known(parse_duration, "5m"),
     "baseline_events": Known(_parse_count, "1000000"),
     "baseline_age": Known(parse_duration, "30d"),
+    "sample_interval": Known(parse_duration, "50ms"),
+    "witness": Known(_parse_switch, "false"),
+    "witness_patience": Known(parse_duration, "2s"),
 }
 
 

@@ -106,10 +106,10 @@ class Beside:
 def build(dsn: str, archive: Path, beside: Beside | None = None) -> Sample:
     """Make the database, its history and its archive, and one beside it if wanted."""
     photos: dict[str, Photo] = {}
-    captures = [(CaptureSettings(dsn, archive, seal_size=20_000, sample=False), PGOUTPUT)]
+    captures = [(CaptureSettings(dsn, archive, seal_size=20_000, sample_interval=0), PGOUTPUT)]
     if beside is not None:
         settings = CaptureSettings(
-            dsn, beside.archive, slot=beside.slot, seal_size=20_000, sample=False
+            dsn, beside.archive, slot=beside.slot, seal_size=20_000, sample_interval=0
         )
         captures.append((settings, beside.plugin))
 

@@ -29,7 +29,7 @@ def settings(database: str, work_dir: Path) -> CaptureSettings:
         "insert into t values (1, 'a'), (2, 'b'), (3, 'c')",
         "create table loose (v text)",
     )
-    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.2, sample=False)
+    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.2, sample_interval=0)
     initialise(settings)
     return settings
 

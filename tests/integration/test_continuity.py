@@ -83,7 +83,7 @@ def test_a_slot_made_anew_under_our_name_ends_an_era(waly: Waly) -> None:
 
 
 def test_a_slot_that_goes_while_the_sidecar_runs_ends_it(waly: Waly) -> None:
-    settings = CaptureSettings(waly.dsn, waly.archive, sample=False)
+    settings = CaptureSettings(waly.dsn, waly.archive, sample_interval=0)
     with pytest.raises(SlotLost, match="is gone"), running(settings):  # noqa: PT012 - it runs beside
         wait_for(lambda: waly("slot", "show")[0]["active"])
         wait_for(lambda: _takes_away_slot(waly))
@@ -242,7 +242,7 @@ def test_a_standby_is_captured_and_goes_on_when_it_is_promoted(
     primary.sql(*SCHEMA.split(";"))
     with standby_of(own_server, {"hot_standby_feedback": "on"}) as standby:
         waly = Waly(standby.dsn(), work_dir / "archive", capsys)
-        settings = CaptureSettings(waly.dsn, waly.archive, sample=False, seal_interval=0.2)
+        settings = CaptureSettings(waly.dsn, waly.archive, sample_interval=0, seal_interval=0.2)
         assert "on a primary" in waly.error("init", "--failover", code=12)["message"]
         hint = waly.error("init", code=12)["hint"]
         primary.sql(*hint.partition(": ")[2].split(";")[:-1])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.integration.test_cli import Waly
+from tests.running import running
+from waly_cdc.capture.settings import CaptureSettings
 
 
 @pytest.fixture
@@ -203,3 +206,71 @@ def test_who_reads_no_further_makes_no_error(waly: Waly, form: str) -> None:
     )
     assert done.stdout == "0\n"
     assert "error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"x" * (8 << 20),
+        b'{"actor":"' + b"y" * (2 << 20) + b'"}',
+        b"\xff\xfe\x00",
+        b'{"actor": "*/; drop table t; --", "x": "\\u0000"}',
+    ],
+    ids=["8 MB", "2 MB of name", "no UTF-8", "a comment"],
+)
+def test_no_context_stops_capture_or_is_kept_whole(waly: Waly, content: bytes) -> None:
+    _archived(waly, "create table t (id int primary key)")
+    with psycopg.connect(waly.dsn) as connection:
+        connection.execute("insert into t values (1)")
+        for _ in range(3):
+            connection.execute(
+                "select pg_logical_emit_message(true, 'waly', %b::bytea)", (content,)
+            )
+        # Not ours: other prefixes, and what is not part of the transaction.
+        for prefix, transactional in (("walyx", True), ("WALY", True), ("", True), ("waly", False)):
+            connection.execute(
+                'select pg_logical_emit_message(%s, %s, \'{"actor":"forged"}\')',
+                (transactional, prefix),
+            )
+    waly("run", "--once")
+    (event,) = waly("log", "t")
+    actor = event["actor"]
+    assert actor["user"] != "forged"
+    assert len(actor["context"].encode()) <= 3 * 16_384
+    assert [source["source"] for source in actor["sources"]] == ["message"]
+
+
+def test_a_message_that_names_another_role_is_a_finding(waly: Waly) -> None:
+    _archived(waly, "create table t (id int primary key)")
+    for role in ("alice", "batch_job"):
+        waly.sql(
+            f"do $$ begin create role {role} login superuser;"
+            " exception when duplicate_object then null; end $$"
+        )
+    with (
+        psycopg.connect(waly.dsn, user="alice", application_name="psql") as alice,
+        psycopg.connect(waly.dsn, user="batch_job", application_name="cron") as job,
+        running(CaptureSettings(waly.dsn, waly.archive, sample_interval=0.01)),
+    ):
+        alice.execute("insert into t values (1)")
+        job.execute("insert into t values (2)")
+        for name in ("carol", "alice"):
+            job.execute(
+                "select pg_logical_emit_message(true, 'waly', %s)",
+                (json.dumps({"actor": name}),),
+            )
+        # Many times the interval.
+        time.sleep(1)
+        alice.commit()
+        job.commit()
+    waly("run", "--once")
+    named = {event["key"]["id"]: event["actor"] for event in waly("log", "t")}
+    assert named[1]["user"] == "alice"
+    assert (named[2]["user"], named[2]["application_name"]) == ("alice", "cron")
+    assert [source["user"] for source in named[2]["sources"]] == ["alice", "batch_job"]
+    found = [{"says": "alice", "session": "batch_job", "transactions": 1}]
+    assert waly("status")[0]["contradictions"] == found
+    (finding,) = (f for f in waly("verify")[0]["findings"] if f["id"] == "transactions.actor")
+    assert "batch_job" in finding["message"]
+    (row,) = waly("query", "contradictions")
+    assert (row["says"], row["session"]) == ("alice", "batch_job")

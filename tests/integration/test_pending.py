@@ -34,7 +34,9 @@ from waly_cdc.points import Latest
 @pytest.fixture
 def settings(database: str, work_dir: Path) -> CaptureSettings:
     """An archive whose sidecar seals once an hour."""
-    settings = CaptureSettings(database, work_dir / "archive", sample=False, seal_interval=3600)
+    settings = CaptureSettings(
+        database, work_dir / "archive", sample_interval=0, seal_interval=3600
+    )
     execute(database, "create table t (id int primary key, n int, v text)")
     execute(database, "insert into t select i, 0, 'old' from generate_series(1, 5) i")
     initialise(settings)
@@ -118,7 +120,7 @@ def test_a_reader_of_a_sealing_sidecar_sees_whole_transactions_once(
     database: str, work_dir: Path
 ) -> None:
     settings = CaptureSettings(
-        database, work_dir / "archive", sample=False, seal_interval=0.05, seal_size=20_000
+        database, work_dir / "archive", sample_interval=0, seal_interval=0.05, seal_size=20_000
     )
     execute(database, "create table t (id bigint generated always as identity primary key, x int)")
     initialise(settings)

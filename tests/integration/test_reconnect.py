@@ -47,7 +47,7 @@ def test_it_goes_on_after_a_restart_and_after_its_connections_are_cut(
         return load(LocalStore(archive)).events
 
     execute("create table t (id int primary key)")
-    initialise(CaptureSettings(dsn, archive, sample=False))
+    initialise(CaptureSettings(dsn, archive, sample_interval=0))
     with log.open("w") as stderr:
         sidecar = subprocess.Popen(
             [sys.executable, "-m", "waly_cdc", "run", "--seal-interval", "100ms"],

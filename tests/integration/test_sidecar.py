@@ -53,7 +53,7 @@ def _confirmed(dsn: str) -> Lsn:
 
 
 def _settings(dsn: str, work_dir: Path, **more: object) -> CaptureSettings:
-    return CaptureSettings(dsn, work_dir / "archive", sample=False, **more)  # type: ignore[arg-type]
+    return CaptureSettings(dsn, work_dir / "archive", sample_interval=0, **more)  # type: ignore[arg-type]
 
 
 def test_an_idle_database_is_acknowledged_past_what_others_write(
@@ -167,7 +167,7 @@ def test_two_kills_in_one_large_transaction_leave_it_whole(database: str, work_d
     initialise(settings)
     _execute(database, "insert into t select n, repeat('x', 250) from generate_series(1, 100000) n")
     command = [sys.executable, "-m", "waly_cdc", "--archive", str(settings.archive), "run"]
-    for failpoint in ("journal.append=kill:4", "journal.append=kill:2", "seal.publish=kill"):
+    for failpoint in ("journal.append=kill:3", "journal.append=kill:2", "seal.publish=kill"):
         killed = subprocess.run(
             [*command, "--once"],
             env={

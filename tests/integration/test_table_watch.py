@@ -206,7 +206,7 @@ CHANGES = {
 @pytest.fixture
 def settings(database: str, work_dir: Path) -> CaptureSettings:
     execute(database, SCHEMA)
-    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.2, sample=False)
+    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.2, sample_interval=0)
     initialise(settings)
     return settings
 

@@ -59,7 +59,7 @@ def sprung(server: TestServer) -> Iterator[Sprung]:
 
 
 def _spring(sprung: Sprung) -> None:
-    settings = CaptureSettings(sprung.dsn, sprung.archive, seal_interval=0.3, sample=False)
+    settings = CaptureSettings(sprung.dsn, sprung.archive, seal_interval=0.3, sample_interval=0)
     with psycopg.connect(sprung.dsn, autocommit=True) as application:
         traps = {
             name: trap

@@ -30,7 +30,7 @@ def settings(database: str, work_dir: Path) -> Iterator[CaptureSettings]:
     execute(
         database, "create table t (id int primary key, v text)", "insert into t values (1, 'a')"
     )
-    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.2, sample=False)
+    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.2, sample_interval=0)
     initialise(settings)
     yield settings
     with psycopg.connect(database, autocommit=True) as connection:

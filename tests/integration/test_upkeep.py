@@ -36,7 +36,7 @@ def test_few_files_are_left_and_every_answer_is_the_servers(
     database: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiers, "FAN", 3)
-    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.1, sample=False)
+    settings = CaptureSettings(database, work_dir / "archive", seal_interval=0.1, sample_interval=0)
     store = LocalStore(settings.archive)
     told: list[str] = []
     photos = []
@@ -89,7 +89,7 @@ def test_few_files_are_left_and_every_answer_is_the_servers(
 
 
 def test_one_that_is_left_behind_at_the_end_commits_nothing(database: str, work_dir: Path) -> None:
-    settings = CaptureSettings(database, work_dir / "archive", sample=False)
+    settings = CaptureSettings(database, work_dir / "archive", sample_interval=0)
     initialise(settings)
     with ArchiveWriter.open(settings.archive) as archive:
         pass

@@ -368,7 +368,7 @@ def _keep(
     """One value's text: as archived, and as PostgreSQL prints it."""
     table = EveryTable(connection, {type_name: [literal]})
     table.insert(1)
-    initialise(CaptureSettings(dsn=database, archive=archive, sample=False))
+    initialise(CaptureSettings(dsn=database, archive=archive, sample_interval=0))
     return table.archived(archive)[0][1], table.printed()[0][1]
 
 
@@ -397,7 +397,7 @@ def test_the_state_is_the_text_that_postgresql_prints(
 ) -> None:
     tables = _tables(connection, identity)
     copied = [table.insert(0) for table in tables]
-    settings = CaptureSettings(dsn=database, archive=work_dir / "archive", sample=False)
+    settings = CaptureSettings(dsn=database, archive=work_dir / "archive", sample_interval=0)
     initialise(settings)
     for table in tables:
         table.assert_same(table.archived(settings.archive))
@@ -435,7 +435,7 @@ def test_a_value_that_was_not_sent_is_its_earlier_text(
     for number in range(6):
         connection.execute(f"ALTER TABLE {table.name} ALTER c{number} SET STORAGE EXTERNAL")
     copied = table.insert(0)
-    settings = CaptureSettings(dsn=database, archive=work_dir / "archive", sample=False)
+    settings = CaptureSettings(dsn=database, archive=work_dir / "archive", sample_interval=0)
     initialise(settings)
     following = table.insert(copied)
     connection.execute(f"UPDATE {table.name} SET c6 = 2.5")
@@ -453,7 +453,7 @@ def test_a_value_that_was_not_sent_in_a_wide_table(
     connection.execute(f"ALTER TABLE {table.name} ALTER big SET STORAGE EXTERNAL")
     table.insert(0)
     connection.execute(f"UPDATE {table.name} SET big = repeat('x', 9000)")
-    settings = CaptureSettings(dsn=database, archive=work_dir / "archive", sample=False)
+    settings = CaptureSettings(dsn=database, archive=work_dir / "archive", sample_interval=0)
     initialise(settings)
     connection.execute(f"UPDATE {table.name} SET c0 = 'y'")
     sidecar.run(settings, once=True)

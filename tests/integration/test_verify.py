@@ -244,7 +244,7 @@ def test_a_constraint_that_the_rows_break_is_left_out_and_leaves_a_drill_undecid
     database: str, server: TestServer, work_dir: Path
 ) -> None:
     """Constraints that were dropped: the next schema dump tells of that, which is from later."""
-    settings = CaptureSettings(database, work_dir / "archive", sample=False)
+    settings = CaptureSettings(database, work_dir / "archive", sample_interval=0)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("create table p (id int primary key, n int not null, check (n > 0))")
         connection.execute("create table f (id int primary key, p int references p)")

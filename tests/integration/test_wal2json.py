@@ -233,7 +233,9 @@ def settings(debian: TestServer, work_dir: Path) -> Iterator[CaptureSettings]:
     """A database of the test's own, captured by wal2json."""
     name = debian.create_database()
     execute(debian.dsn(name), SCHEMA)
-    made = CaptureSettings(debian.dsn(name), work_dir / "archive", seal_interval=0.2, sample=False)
+    made = CaptureSettings(
+        debian.dsn(name), work_dir / "archive", seal_interval=0.2, sample_interval=0
+    )
     initialise(made, plugin=WAL2JSON)
     yield made
     debian.drop_database(name)
@@ -394,7 +396,7 @@ def test_messages_name_the_actor(settings: CaptureSettings) -> None:
 def test_with_chosen_tables_the_others_are_left_alone(debian: TestServer, work_dir: Path) -> None:
     name = debian.create_database()
     try:
-        chosen = CaptureSettings(debian.dsn(name), work_dir / "archive", sample=False)
+        chosen = CaptureSettings(debian.dsn(name), work_dir / "archive", sample_interval=0)
         execute(chosen.dsn, SCHEMA)
         initialise(chosen, plugin=WAL2JSON, tables=["kept"])
         execute(

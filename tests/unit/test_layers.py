@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "journal": set(),
     "archive": {"decode"},
     "capture": {"source", "journal", "decode", "archive"},
+    "context": set(),
     "history": {"decode", "archive"},
     "upkeep": {"decode", "archive", "history"},
     "restore": {"decode", "archive", "history", "source"},
@@ -61,6 +62,9 @@ STREAMING = {"waly_cdc.source.stream", "waly_cdc.source.slot"}
 
 PENDING = "waly_cdc.history.pending"
 """The one reader that may read the journal: it decodes what is not sealed yet."""
+
+APPLICATIONS = "context"
+"""For the user's applications: runs in them, on connections of their own."""
 
 IO_MODULES = {"asyncio", "io", "os", "pathlib", "select", "socket", "subprocess", "time", "psycopg"}
 
@@ -154,10 +158,16 @@ def test_decode_does_no_input_or_output_and_reads_no_clock() -> None:
 
 
 def test_source_alone_and_what_stands_on_it_speaks_to_a_server() -> None:
-    above = {layer for layer, lower in MAY_IMPORT.items() if "source" in lower} | {"source"}
+    above = {layer for layer, lower in MAY_IMPORT.items() if "source" in lower}
+    above |= {"source", APPLICATIONS}
     for module in MODULES:
         if any(name.split(".")[0] == "psycopg" for name in module.imports - module.lazy):
             assert module.layer in above, module.name
+
+
+def test_what_applications_import_is_light() -> None:
+    (core,) = (module for module in MODULES if module.name == "waly_cdc.context")
+    assert {name.split(".")[0] for name in core.imports} <= sys.stdlib_module_names
 
 
 def test_readers_do_not_touch_the_stream() -> None:

@@ -16,7 +16,8 @@ _PARAMETER = re.compile(r"-- param ([a-z_]+): (.+?)(?: \[default: (.+)\])?")
 
 _ACTOR = (
     'struct("user" varchar, application_name varchar, client_addr varchar, pid integer,'
-    " query varchar, context varchar, source varchar)"
+    " query varchar, context varchar, source varchar,"
+    ' sources struct(source varchar, "user" varchar, application_name varchar)[])'
 )
 _VIEWS = f"""
 create table transactions (
@@ -29,9 +30,12 @@ create table changes (
 # An insert by night, a mass update by day, and a truncate by nobody knows whom, on a Saturday.
 _ROWS = """
 insert into transactions (xid, lsn, committed_at, events, actor) values
-    (1, '0/10', '2026-11-20T23:30:00Z', 2, row('alice', 'psql', '::1', 7, '…', null, 'witness')),
-    (2, '0/20', '2026-11-20T12:30:00Z', 300, row('bob', 'web', null, 8, '…', '{}', 'message')),
-    (3, '0/30', '2026-11-21T12:30:00Z', 1, row(null, null, null, null, null, null, 'unknown'));
+    (1, '0/10', '2026-11-20T23:30:00Z', 2, row('alice', 'psql', '::1', 7, '…', null, 'witness',
+        [row('witness', 'alice', 'psql')])),
+    (2, '0/20', '2026-11-20T12:30:00Z', 300, row('bob', 'web', null, 8, '…', '{}', 'message',
+        [row('message', 'alice', null), row('witness', 'bob', 'web')])),
+    (3, '0/30', '2026-11-21T12:30:00Z', 1, row(null, null, null, null, null, null, 'unknown',
+        []));
 insert into changes ("table", op, lsn, seq, xid, committed_at, actor)
     select case xid when 3 then 's.items' else 'public.orders' end,
            case xid when 1 then 'I' when 2 then 'U' else 'T' end, lsn, seq, xid, committed_at, actor
@@ -132,3 +136,11 @@ def test_a_transaction_of_nobody_is_called_unknown(archive: duckdb.DuckDBPyConne
         ("bob", "public.orders"),
         ("unknown", "s.items"),
     ]
+
+
+def test_who_names_another_role_than_the_session_s_is_found(
+    archive: duckdb.DuckDBPyConnection,
+) -> None:
+    archive.execute(_ROWS)
+    rows = _answer(QUERIES / "contradictions.sql", archive)
+    assert [(row["xid"], row["says"], row["session"]) for row in rows] == [(2, "alice", "bob")]

@@ -35,15 +35,20 @@ BUFFER_BYTES = 64 << 20
 _NUMBERS = itertools.count()
 """Numbers for temporary names: the sets of several threads share a folder."""
 
-ACTOR_FIELDS = (
-    "actor_source",
-    "actor_user",
-    "actor_application_name",
-    "actor_client_addr",
-    "actor_pid",
-    "actor_query",
-    "actor_context",
+ACTOR = pa.struct(
+    [
+        pa.field("source", pa.string()),
+        pa.field("user", pa.string()),
+        pa.field("application_name", pa.string()),
+        pa.field("client_addr", pa.string()),
+        pa.field("client_port", pa.int32()),
+        pa.field("pid", pa.int32()),
+        pa.field("backend_start", pa.timestamp("us", tz="UTC")),
+        pa.field("query", pa.string()),
+        pa.field("context", pa.string()),
+    ]
 )
+"""What one source tells of who made a transaction."""
 
 TRANSACTIONS = pa.schema(
     [
@@ -53,10 +58,8 @@ TRANSACTIONS = pa.schema(
         pa.field("xid", pa.int64(), nullable=False),
         pa.field("committed_at", COMMITTED_AT, nullable=False),
         pa.field("events", pa.int64(), nullable=False),
-        *(
-            pa.field(name, pa.int32() if name == "actor_pid" else pa.string())
-            for name in ACTOR_FIELDS
-        ),
+        *(pa.field(f"actor_{field.name}", field.type) for field in ACTOR),
+        pa.field("actor_sources", pa.list_(ACTOR)),
         pa.field("day", pa.date32(), nullable=False),
     ]
 )

@@ -4,6 +4,10 @@
     → sync the journal → acknowledge
     → seal: close segments, commit the entry → trim the journal
 
+Where commits wait for us, the receiver hands over what is journalled and acknowledged already
+(`waly_cdc.capture.witness`): decoding and sealing are left, and an entry ends where the journal's
+file does.
+
 Invariants:
 
 * what is in the journal and not yet in the archive can be decoded from the journal's first byte;
@@ -26,12 +30,13 @@ from datetime import datetime
 
 import numpy as np
 
-from waly_cdc import durable, failpoints
 from waly_cdc.archive.writer import ArchiveWriter
+from waly_cdc.capture.acknowledging import acknowledge
 from waly_cdc.capture.catalog_watch import CatalogWatch
 from waly_cdc.capture.sealing import Sealer
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.state import SidecarState, write_state
+from waly_cdc.capture.witness import Journalled
 from waly_cdc.decode.chunk import Chunk
 from waly_cdc.journal import reader
 from waly_cdc.journal.chunks import JournalChunk
@@ -70,7 +75,7 @@ class Keeper:
         self._sealer = sealer
         self._settings = settings
         self._catalog = catalog
-        self._queue: queue.Queue[Received | None] = queue.Queue()
+        self._queue: queue.Queue[Received | Journalled | None] = queue.Queue()
         self._room = threading.Condition()
         self._waiting_bytes = 0
         self._thread = threading.Thread(target=self._run, name="keeper")
@@ -78,7 +83,10 @@ class Keeper:
         self._acknowledge: Callable[[Lsn], None] = lambda _: None
         horizon = archive.contents.horizon
         self._safe = self._committed = self._server_end = self._acknowledged = horizon
-        self._journal = JournalWriter(archive.journal, horizon)
+        self.journal = JournalWriter(archive.journal, horizon)
+        self.cut_wanted = threading.Event()
+        """Set when an entry is due; who journals ahead clears it and cuts the journal."""
+        self._cut_asked = self._ahead = False
         self._last_sync = self._last_seal = self._last_state = time.monotonic()
         self._last_idle = 0.0
 
@@ -91,6 +99,7 @@ class Keeper:
         folder, horizon = self._archive.journal, self._archive.contents.horizon
         ends_with = 0
         for number, stored in enumerate(reader.read(folder, horizon), start=1):
+            self._sealer.add_sightings([stored.sightings])
             if stored.committed > self._committed:
                 self._committed = stored.committed
                 ends_with = number if stored.lengths else ends_with
@@ -106,16 +115,26 @@ class Keeper:
         if self._safe > horizon:
             self._sealer.seal(self._safe, None)
         # A half transaction must not lie before the frames that are appended from now on.
-        self._journal.restart(self._safe)
+        self.journal.restart(self._safe)
         return ends_with > 0
 
-    def start(self, acknowledge: Callable[[Lsn], None]) -> None:
-        """Begin work. `acknowledge` is told, from then on, what the server may forget."""
-        self._acknowledge = acknowledge
+    def start(self, acknowledge: Callable[[Lsn], None] | None) -> None:
+        """Begin work. `acknowledge` is told, from then on, what the server may forget; with None
+        all that comes is Journalled, and the journal is written by who hands it over."""
+        if acknowledge is None:
+            self._ahead = True
+        else:
+            self._acknowledge = acknowledge
         self._thread.start()
 
-    def put(self, received: Received, meanwhile: Callable[[], None]) -> None:
-        """Hand over what was received; while there is no room for it, call `meanwhile`."""
+    @property
+    def safe(self) -> Lsn:
+        """An LSN before which all is durable in the journal."""
+        return self._safe
+
+    def put(self, received: Received | Journalled, meanwhile: Callable[[], None]) -> None:
+        """Hand over what was received, or received and journalled; while there is no room for it,
+        call `meanwhile`."""
         size = len(received.chunk.data)
         with self._room:
             while self._waiting_bytes > QUEUE_BYTES and self._error is None:
@@ -146,30 +165,38 @@ class Keeper:
     def _run(self) -> None:
         try:
             while (received := self._next()) is not None:
+                if isinstance(received, Journalled):
+                    self._take_journalled(received)
+                    continue
                 self._take(received)
                 self._sync_if_due()
                 if self._seal_due() and not self._sealer.in_transaction:
                     self._seal()
             if self._error is None:
-                self._sync()
+                if not self._ahead:
+                    self._sync()
                 if self._sealer.in_transaction:
                     # The half transaction comes again; all before it lies in the journal.
                     self._sealer.abandon()
-                    self._journal.close()
+                    self.journal.close()
                     self.recover()
                 self._seal()
         except BaseException as error:
             self._error = error
         finally:
             self._sealer.abandon()
-            self._journal.close()
+            if not self._ahead:
+                self.journal.close()
             self._write_state("stopped" if self._error is None else "failed")
 
-    def _next(self) -> Received | None:
+    def _next(self) -> Received | Journalled | None:
         """What was received next; empty if nothing comes, so that timers are looked at."""
+        received: Received | Journalled | None
         try:
             received = self._queue.get(timeout=SYNC_EVERY)
         except queue.Empty:
+            if self._ahead:
+                return Journalled(Chunk.of([]), (), self._committed, cut=False)
             return Received(Chunk.of([]), ZERO, None)
         if received is not None:
             with self._room:
@@ -180,6 +207,21 @@ class Keeper:
             else:
                 self._archive.calm.clear()
         return None if self._error is not None else received
+
+    def _take_journalled(self, journalled: Journalled) -> None:
+        """Decode what is durable already, and seal where the journal was cut."""
+        self._sealer.add(journalled.chunk)
+        self._sealer.add_sightings(journalled.sightings)
+        self._committed = self._safe = self._acknowledged = journalled.committed
+        if not self._sealer.in_transaction:
+            self._sealer.passed(self._safe)
+        self._tell_state_if_due()
+        if journalled.cut:
+            self._seal()
+            self._cut_asked = False
+        elif self._seal_due() and not self._cut_asked:
+            self._cut_asked = True
+            self.cut_wanted.set()
 
     def _take(self, received: Received) -> None:
         chunk = received.chunk
@@ -199,15 +241,18 @@ class Keeper:
 
     def _append(self, chunk: Chunk, committed: Lsn) -> None:
         lengths = chunk.lengths.astype("<u4").tobytes()
-        self._journal.append(JournalChunk(chunk.data, lengths, committed))
+        self.journal.append(JournalChunk(chunk.data, lengths, committed))
         self._sealer.add(chunk)
         self._committed = committed
 
     def _sync_if_due(self) -> None:
         now = time.monotonic()
-        if self._journal.unsynced > SYNC_BYTES or now - self._last_sync >= SYNC_EVERY:
+        if self.journal.unsynced > SYNC_BYTES or now - self._last_sync >= SYNC_EVERY:
             self._sync()
-        if now - self._last_state >= STATE_EVERY:
+        self._tell_state_if_due()
+
+    def _tell_state_if_due(self) -> None:
+        if time.monotonic() - self._last_state >= STATE_EVERY:
             self._catalog.observe()
             self._write_state("running")
 
@@ -218,7 +263,7 @@ class Keeper:
             self._last_idle = now
             # The server went on, and nothing for us committed: a chunk without frames says so.
             self._append(Chunk.of([]), self._server_end)
-        self._journal.sync()
+        self.journal.sync()
         self._safe = self._committed
         if not self._sealer.in_transaction:
             self._sealer.passed(self._safe)
@@ -227,16 +272,8 @@ class Keeper:
             self._tell(self._safe)
 
     def _tell(self, safe: Lsn) -> None:
-        """Rule 1, acknowledge: the one place from which an LSN goes to the server.
-
-        `safe` may be acknowledged because every transaction that commits before it lies in the
-        journal, and the journal has been synced since (durability `journal`), or because the
-        manifest names it (durability `archive`).
-        """
-        with durable.storage_errors(self._archive.journal):
-            failpoints.reach("acknowledge")
+        acknowledge(self._acknowledge, safe, self._archive.journal)
         self._acknowledged = safe
-        self._acknowledge(safe)
 
     def _seal_due(self) -> bool:
         if self._sealer.bytes >= self._settings.seal_size:
@@ -250,16 +287,18 @@ class Keeper:
         return idle and self._committed > self._archive.contents.horizon
 
     def _seal(self) -> None:
-        """Commit what is journalled and decoded; expects no open transaction, and a sync."""
-        self._last_idle = 0.0
-        self._sync()
+        """Commit what is journalled and decoded; expects no open transaction."""
+        if not self._ahead:
+            self._last_idle = 0.0
+            self._sync()
         end = self._safe
         self._last_seal = time.monotonic()
         contents = self._archive.contents
         if end > contents.horizon or self._sealer.transactions:
-            self._journal.rotate(end)
+            if not self._ahead:
+                self.journal.rotate(end)
             self._sealer.seal(end, self._catalog.seen_at(end))
-            self._journal.trim(end)
+            self.journal.trim(end)
         if self._settings.durability == "archive":
             self._tell(end)
 

@@ -19,7 +19,6 @@ from dataclasses import replace
 from waly_cdc.archive.manifest import Source
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture import plugin
-from waly_cdc.capture.attribution import Attribution
 from waly_cdc.capture.catalog_watch import CatalogWatch
 from waly_cdc.capture.continuity import Break, Continuity
 from waly_cdc.capture.initialise import (
@@ -116,7 +115,6 @@ def _seal_journal(
     sealer = Sealer(
         archive,
         shapes,
-        Attribution(),
         lambda known: catalog.facts(known) if broken is None else CatalogFacts(()),
         watch,
         chosen.make_decoder,

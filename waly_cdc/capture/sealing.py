@@ -7,18 +7,18 @@ unfinished files, which nobody can see before the entry that follows its commit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from waly_cdc.archive.actors import Actor, KnownActors
 from waly_cdc.archive.manifest import Entry, SequenceValue
 from waly_cdc.archive.segments import Finished, SegmentSet, write_schema, write_transactions
 from waly_cdc.archive.transactions import transactions_table
 from waly_cdc.archive.writer import ArchiveWriter
-from waly_cdc.capture.attribution import Attribution
 from waly_cdc.capture.gaps import Ready
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.capture.table_watch import TableWatch
@@ -46,21 +46,21 @@ class Sealer:
 
     `catalog_facts` is asked once per entry; its argument is the fingerprint of the newest schema
     dump in the archive. `make_decoder` gives a decoder that begins where the archive's last entry
-    ended.
+    ended; `sampled` what a sampler has seen of transactions, by xid.
     """
 
     def __init__(
         self,
         archive: ArchiveWriter,
         shapes: Shapes,
-        attribution: Attribution,
         catalog_facts: Callable[[str | None], CatalogFacts],
         watch: TableWatch,
         make_decoder: Callable[[], Decoder],
+        sampled: Callable[[Sequence[int]], Mapping[int, Actor]] = lambda _: {},
     ) -> None:
         self._archive = archive
         self._shapes = shapes
-        self._attribution = attribution
+        self._sampled = sampled
         self._catalog_facts = catalog_facts
         self._watch = watch
         self._truncates: dict[int, dict[int, Lsn]] = {}
@@ -72,7 +72,7 @@ class Sealer:
         self._decoder = make_decoder()
         self._segments = SegmentSet(archive.incoming)
         self._transactions: list[pa.RecordBatch] = []
-        self._messages: dict[int, list[bytes]] = {}
+        self._actors = KnownActors()
         self.bytes = 0
         """Bytes of frames decoded since the last entry."""
 
@@ -117,9 +117,13 @@ class Sealer:
             changed = committed.filter(pc.greater(committed.column("events"), 0))
             if changed.num_rows:
                 self._transactions.append(changed)
-        for xid, content in decoded.messages:
-            self._messages.setdefault(xid, []).append(content)
+        self._actors.add_messages(decoded.messages)
         self.bytes += len(chunk.data)
+
+    def add_sightings(self, journalled: Iterable[bytes]) -> None:
+        """Take what chunks of the journal have of sessions."""
+        for each in journalled:
+            self._actors.add_sightings(each)
 
     def seal(self, end: Lsn, horizon_time: datetime | None) -> Entry:
         """Commit everything added as one entry that covers up to `end`.
@@ -159,7 +163,7 @@ class Sealer:
             events=events,
         )
         self._transactions.clear()
-        self._messages.clear()
+        self._actors.clear()
         self.bytes = 0
         return entry
 
@@ -202,11 +206,11 @@ class Sealer:
         """Drop what is not sealed, and go back to where the archive's last entry ended."""
         self._segments.abandon()
         self._transactions.clear()
-        self._messages.clear()
+        self._actors.clear()
         self.bytes = 0
         self._decoder = self._make_decoder()
 
     def _transactions_table(self) -> pa.Table:
         xids = [xid for batch in self._transactions for xid in batch.column("xid").to_pylist()]
-        actors = self._attribution.actors(xids, self._messages)
-        return transactions_table(self._transactions, actors, self._archive.contents.era)
+        sources = self._actors.sources(xids, self._sampled(xids))
+        return transactions_table(self._transactions, sources, self._archive.contents.era)

@@ -2,13 +2,15 @@
 
 Two threads do the work. The receiver, here, drains the socket and sends status messages, and does
 nothing else that takes time. The keeper (`waly_cdc.capture.keeper`) journals, acknowledges and
-seals. Two more look at the server meanwhile: the table watch, for what the stream does not tell of
-tables, and the sampler, for who is behind open transactions.
+seals. Where commits wait for us, the receiver journals and acknowledges at once
+(`waly_cdc.capture.witness`). Two more look at the server meanwhile: the table watch, for what the
+stream does not tell of tables, and the sampler, for who is behind open transactions.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -17,28 +19,35 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from waly_cdc.archive.manifest import format_time
+from waly_cdc.archive.manifest import Source, format_time
 from waly_cdc.archive.writer import ArchiveWriter
 from waly_cdc.capture import plugin
-from waly_cdc.capture.attribution import Attribution, Sampler
+from waly_cdc.capture.arming import Arming, leave
 from waly_cdc.capture.catalog_watch import CatalogWatch
 from waly_cdc.capture.continuity import Continuity
 from waly_cdc.capture.keeper import Keeper
+from waly_cdc.capture.sampler import Sampler
 from waly_cdc.capture.sealing import Sealer
 from waly_cdc.capture.settings import CaptureSettings
 from waly_cdc.capture.shapes import Shapes
 from waly_cdc.capture.state import note_error
 from waly_cdc.capture.table_watch import TableWatch
-from waly_cdc.errors import SourceLost, SourceMoved, WalyError
+from waly_cdc.capture.witness import Witness
+from waly_cdc.errors import SourceLost, SourceMoved, UsageError, WalyError
 from waly_cdc.lsn import Lsn
+from waly_cdc.plugins import PGOUTPUT
 from waly_cdc.source import publication
 from waly_cdc.source.stream import ReplicationStream
+from waly_cdc.source.synchronous import connection_name
 
 MOST_PASSES = 3
 """How often `once` goes on for baselines that are missing still."""
 
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
 """Seconds before the first new try after a connection broke, and at most before any."""
+
+SWITCH_SECONDS = 0.0002
+"""How long a thread of ours may hold up the one that answers commits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +156,14 @@ def _connected(
         catalog.observe()
         continuity = Continuity(archive, catalog, settings)
         continuity.require(continuity.other_database())
-        attribution = Attribution()
         shapes = Shapes(
             contents.relations, catalog.table, [era.relations for era in contents.earlier]
         )
         chosen = plugin.of(continuity.source, contents, shapes, lambda: catalog, on_event)
         watch = TableWatch(settings.dsn, continuity.source, archive, shapes, on_event, chosen.names)
         stack.callback(watch.stop)
-        sealer = Sealer(archive, shapes, attribution, catalog.facts, watch, chosen.make_decoder)
+        sampler = Sampler(settings.dsn, settings.sample_interval)
+        sealer = Sealer(archive, shapes, catalog.facts, watch, chosen.make_decoder, sampler.take)
         keeper = Keeper(archive, sealer, settings, catalog)
         if keeper.recover(lambda reach: continuity.require(continuity.other_log(reach))):
             on_event(f"sealed what the journal held, up to {contents.horizon}")
@@ -167,24 +176,45 @@ def _connected(
         if once:
             watch.catch_up()
         target = catalog.observe() if once else None
-        stream = ReplicationStream(settings.dsn, source.slot, contents.horizon, options)
+        witnessing = settings.witness and not once
+        stream = _open(settings, source, contents.horizon, options, witnessing, on_event)
         retries.streams()
         on_event(f"streaming from slot {source.slot} at {contents.horizon}")
-        sampler = Sampler(settings.dsn, attribution) if settings.sample else None
-        if sampler is not None:
+        if settings.sample_interval:
             sampler.start()
         if not once:
             watch.start()
         try:
-            _receive(stream, keeper, target, stop)
+            if witnessing:
+                _answer(stream, keeper, settings, source.slot, stop, on_event)
+            else:
+                _receive(stream, keeper, target, stop)
         except SourceMoved:
             continuity.follow()
             raise
         finally:
-            if sampler is not None:
-                sampler.stop()
+            sampler.stop()
             stream.close()
         return watch.unfinished
+
+
+def _open(
+    settings: CaptureSettings,
+    source: Source,
+    start: Lsn,
+    options: dict[str, str],
+    witnessing: bool,
+    on_event: Callable[[str], None],
+) -> ReplicationStream:
+    """The stream from `start` on. Commits do not wait for it yet, nor for one before it."""
+    if witnessing and source.plugin != PGOUTPUT:
+        raise UsageError(
+            f"a witness takes the plugin {PGOUTPUT}, and this archive has {source.plugin}",
+            hint="run without --witness",
+        )
+    leave(settings.dsn, source.slot, on_event)
+    name = connection_name(source.slot) if witnessing else None
+    return ReplicationStream(settings.dsn, source.slot, start, options, synchronous_as=name)
 
 
 def _receive(
@@ -206,3 +236,41 @@ def _receive(
     except BaseException:
         keeper.abandon()
         raise
+
+
+def _answer(
+    stream: ReplicationStream,
+    keeper: Keeper,
+    settings: CaptureSettings,
+    slot: str,
+    stop: threading.Event,
+    on_event: Callable[[str], None],
+) -> None:
+    """The receiver where commits wait for it: answer at once, then hand over to the keeper."""
+    keeper.start(None)
+    # The keeper's decoding would hold up an answer for as long as this.
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    arming = Arming(settings, slot, stream.pid, on_event)
+    try:
+        with Witness(settings.dsn, stream, keeper.journal, keeper.safe, on_event) as witness:
+            arming.start()
+            while not stop.is_set():
+                witness.answer(stream.receive())
+                if witness.due():
+                    journalled = witness.hand_over(cut=keeper.cut_wanted.is_set())
+                    if journalled.cut:
+                        keeper.cut_wanted.clear()
+                    keeper.put(journalled, stream.keep_alive)
+            # Before sealing, which takes time: somebody may wait.
+            arming.stop()
+            keeper.put(witness.hand_over(cut=False), stream.keep_alive)
+        keeper.finish(stream.keep_alive)
+        stream.send_status()
+    except BaseException:
+        arming.stop()
+        keeper.abandon()
+        raise
+    finally:
+        sys.setswitchinterval(patience)
+        keeper.journal.close()

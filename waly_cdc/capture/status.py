@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from waly_cdc.archive import layout
+from waly_cdc.archive import attribution, layout
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.capture.state import read_state
-from waly_cdc.errors import ArchiveCorrupt, SourceError
+from waly_cdc.errors import SourceError
 from waly_cdc.lsn import Lsn
 from waly_cdc.plugins import LOSSES
 from waly_cdc.source import catalog as source_catalog
 from waly_cdc.source import slot as source_slot
 from waly_cdc.source.connect import connect
 from waly_cdc.tables import Gap
-
-ACTOR_SOURCES = ("message", "witness", "trigger", "sample", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,8 @@ def status(
         "slot": _slot(contents, server, error),
         "source": _source(contents),
         "archive": _archive(contents, store),
-        "attribution": attribution(contents, store),
+        "attribution": attribution.shares(contents, store),
+        "contradictions": [asdict(each) for each in attribution.contradictions(contents, store)],
         "last_verify": last_verify,
         "sidecar": sidecar,
     }
@@ -115,23 +109,6 @@ def is_locked(root: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def attribution(contents: Contents, store: LocalStore) -> dict[str, int]:
-    """Transactions by what their actor is known from."""
-    counts: Counter[str] = Counter()
-    for file in (file for era in contents.eras for file in era.transaction_files()):
-        try:
-            column = pq.read_table(
-                store.path(file.path), columns=["actor_source"], partitioning=None
-            ).column(0)
-        except (OSError, pa.ArrowException) as error:
-            raise ArchiveCorrupt(
-                f"{file.path} cannot be read: {error}", hint="run: waly verify"
-            ) from error
-        for count in pc.value_counts(column).to_pylist():
-            counts[count["values"]] += count["counts"]
-    return {source: counts[source] for source in ACTOR_SOURCES}
 
 
 def _ask(contents: Contents, dsn: str) -> tuple[Server | None, str | None]:

@@ -220,6 +220,7 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         ("", f"{archive['events']:,} events in {archive['segments']:,} segments"),
         ("size", size_text(archive["bytes"])),
         ("actors", known or "no transactions yet"),
+        *(("", _contradiction(each)) for each in found["contradictions"]),
         ("verified", f"{verified['verified_at']}: {verified['result']}" if verified else "never"),
     ):
         console.print(_label(name, value, 11))
@@ -289,6 +290,11 @@ def clock(time: str) -> str:
     moment = datetime.fromisoformat(time).astimezone()
     shown = moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03}"
     return shown + moment.strftime("%z")[:3]
+
+
+def _contradiction(found: Mapping[str, Any]) -> str:
+    says, session = (value_text(found[name], SHORT) for name in ("says", "session"))
+    return f"{found['transactions']:,} say {says} and ran in sessions of role {session}"
 
 
 def actor_text(actor: Mapping[str, Any]) -> str:

@@ -14,8 +14,9 @@ from waly_cdc.relations import Column
 
 ACTOR = (
     "struct_pack(user := t.actor_user, application_name := t.actor_application_name,"
-    " client_addr := t.actor_client_addr, pid := t.actor_pid, query := t.actor_query,"
-    " context := t.actor_context, source := coalesce(t.actor_source, 'unknown'))"
+    " client_addr := t.actor_client_addr, client_port := t.actor_client_port, pid := t.actor_pid,"
+    " backend_start := t.actor_backend_start, query := t.actor_query, context := t.actor_context,"
+    " source := coalesce(t.actor_source, 'unknown'), sources := t.actor_sources)"
 )
 LSN = "printf('%X/%X', {0} >> 32, {0} & 4294967295)"
 

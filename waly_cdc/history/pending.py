@@ -31,11 +31,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waly_cdc.archive import layout
+from waly_cdc.archive.actors import KnownActors
 from waly_cdc.archive.contents import Contents, load
 from waly_cdc.archive.manifest import File
 from waly_cdc.archive.segments import SegmentSet, write_transactions
 from waly_cdc.archive.store import LocalStore
-from waly_cdc.archive.transactions import UNKNOWN, told, transactions_table
+from waly_cdc.archive.transactions import transactions_table
 from waly_cdc.decode.chunk import Chunk
 from waly_cdc.decode.events import EventBatch
 from waly_cdc.decode.pgoutput import ColumnarDecoder
@@ -131,7 +132,7 @@ class _Tail:
         newest = [versions[-1] for versions in contents.relations.values()]
         self._decoder = ColumnarDecoder(self._resolve, contents.era, newest)
         self._transactions: list[pa.RecordBatch] = []
-        self._messages: dict[int, list[bytes]] = {}
+        self._actors = KnownActors()
         self._horizon = contents.horizon
         self.cut: str | None = None
 
@@ -162,6 +163,7 @@ class _Tail:
 
     def _add(self, stored: JournalChunk) -> None:
         chunk = Chunk(stored.data, np.frombuffer(stored.lengths, "<u4").astype(np.int64))
+        self._actors.add_sightings(stored.sightings)
         try:
             self._decode(chunk)
         except _NewShape as shape:
@@ -188,8 +190,7 @@ class _Tail:
         )
         if changed.num_rows:
             self._transactions.append(changed)
-        for xid, content in decoded.messages:
-            self._messages.setdefault(xid, []).append(content)
+        self._actors.add_messages(decoded.messages)
 
     def _resolve(self, relation: StreamRelation, lsn: Lsn) -> RelationVersion:
         versions = self._sealed.relations.get(relation.oid)
@@ -223,9 +224,6 @@ class _Tail:
         )
 
     def _transactions_table(self) -> pa.Table:
-        actors = [
-            told(self._messages[xid]) if xid in self._messages else UNKNOWN
-            for batch in self._transactions
-            for xid in batch.column("xid").to_pylist()
-        ]
-        return transactions_table(self._transactions, actors, self._sealed.era)
+        xids = [xid for batch in self._transactions for xid in batch.column("xid").to_pylist()]
+        sources = self._actors.sources(xids, sampled={})
+        return transactions_table(self._transactions, sources, self._sealed.era)

@@ -14,7 +14,7 @@ from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import format_time
 from waly_cdc.archive.store import LocalStore
 from waly_cdc.errors import PointNotInArchive
-from waly_cdc.history.session import read_files, rows
+from waly_cdc.history.session import arrow, read_files
 from waly_cdc.lsn import Lsn
 
 
@@ -44,10 +44,13 @@ UNKNOWN_ACTOR: Mapping[str, Any] = {
     "user": None,
     "application_name": None,
     "client_addr": None,
+    "client_port": None,
     "pid": None,
+    "backend_start": None,
     "query": None,
     "context": None,
     "source": "unknown",
+    "sources": [],
 }
 
 
@@ -68,7 +71,7 @@ def by_lsn(
     if not files:
         return {}
     listed = ", ".join(map(str, wanted))
-    found = rows(connection, f"{_SELECT} FROM {read_files(store, files)} WHERE lsn IN ({listed})")
+    found = _found(connection, f"FROM {read_files(store, files)} WHERE lsn IN ({listed})")
     transactions = map(_transaction, found)
     return {transaction.lsn: transaction for transaction in transactions}
 
@@ -79,10 +82,9 @@ def by_xid(
     """The newest transaction with that xid. Raises PointNotInArchive."""
     files = contents.transaction_files()
     found = (
-        rows(
+        _found(
             connection,
-            f"{_SELECT} FROM {read_files(store, files)} WHERE xid = {xid}"
-            " ORDER BY lsn DESC LIMIT 1",
+            f"FROM {read_files(store, files)} WHERE xid = {xid} ORDER BY lsn DESC LIMIT 1",
         )
         if files
         else []
@@ -95,20 +97,22 @@ def by_xid(
     return _transaction(found[0])
 
 
-_SELECT = "SELECT * EXCLUDE (committed_at), epoch_us(committed_at) AS committed_us"
+def _found(connection: duckdb.DuckDBPyConnection, where: str) -> list[dict[str, Any]]:
+    # Not DuckDB's own rows: its times with a zone take a package that we do without.
+    return arrow(connection, f"SELECT * {where}").to_pylist()  # type: ignore[no-any-return]
 
 
 def _transaction(values: Mapping[str, Any]) -> Transaction:
-    seconds, micros = divmod(values["committed_us"], 1_000_000)
-    actor = {
-        name: values[f"actor_{name}"]
-        for name in ("user", "application_name", "client_addr", "pid", "query", "context")
-    }
+    actor = _actor({name: values[f"actor_{name}"] for name in UNKNOWN_ACTOR})
     return Transaction(
         xid=values["xid"],
         lsn=Lsn(values["lsn"]),
         end_lsn=Lsn(values["end_lsn"]),
-        committed_at=datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros),
+        committed_at=values["committed_at"].astimezone(UTC),
         events=values["events"],
-        actor={**actor, "source": values["actor_source"]},
+        actor={**actor, "sources": [_actor(source) for source in actor["sources"]]},
     )
+
+
+def _actor(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {**told, "backend_start": format_time(told["backend_start"])}

@@ -11,8 +11,9 @@ from pathlib import Path
 from waly_cdc.lsn import Lsn
 
 MAGIC = b"WJ1\n"
-HEADER = struct.Struct("<4sIIQQ")
-"""Magic, CRC-32 of everything after it, messages, bytes of all messages, last commit's end LSN."""
+HEADER = struct.Struct("<4sIIQQI")
+"""Magic, CRC-32 of everything after it, messages, bytes of all messages, last commit's end LSN,
+bytes of the sightings."""
 
 CHECKED_FROM = 8
 """Where in a chunk the bytes begin that its CRC covers."""
@@ -25,19 +26,29 @@ class JournalChunk:
     """Frames as received: their bytes one after the other, and each one's length (uint32, `<u4`).
 
     Everything that commits before `committed` is in this chunk or those before it; a chunk without
-    frames tells only that.
+    frames tells only that. `sightings` is JSON: sessions in which transactions of this chunk or
+    of those before it were seen; empty where there are none.
     """
 
     data: bytes
     lengths: bytes
     committed: Lsn
+    sightings: bytes = b""
 
     def to_buffers(self) -> Sequence[bytes]:
         """What is written, in order."""
-        header = HEADER.pack(MAGIC, 0, len(self.lengths) // 4, len(self.data), self.committed.value)
-        crc = zlib.crc32(header[CHECKED_FROM:])
-        crc = zlib.crc32(self.data, zlib.crc32(self.lengths, crc))
-        return MAGIC + crc.to_bytes(4, "little") + header[CHECKED_FROM:], self.lengths, self.data
+        sizes = len(self.lengths) // 4, len(self.data), self.committed.value, len(self.sightings)
+        header = HEADER.pack(MAGIC, 0, *sizes)[CHECKED_FROM:]
+        body = self.lengths, self.data, self.sightings
+        return MAGIC + checksum(header, *body).to_bytes(4, "little") + header, *body
+
+
+def checksum(*parts: bytes) -> int:
+    """CRC-32 of the parts, one after the other."""
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 def journal_files(folder: Path) -> list[tuple[Lsn, Path]]:

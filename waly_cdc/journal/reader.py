@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from waly_cdc.errors import ArchiveCorrupt
-from waly_cdc.journal.chunks import CHECKED_FROM, HEADER, MAGIC, JournalChunk, journal_files
+from waly_cdc.journal.chunks import (
+    CHECKED_FROM,
+    HEADER,
+    MAGIC,
+    JournalChunk,
+    checksum,
+    journal_files,
+)
 from waly_cdc.lsn import Lsn
 
 
@@ -53,15 +59,14 @@ def _read_chunk(file: BinaryIO, size: int) -> tuple[JournalChunk | None, int | N
     header = file.read(HEADER.size)
     if len(header) < HEADER.size:
         return None, None
-    magic, crc, count, length, committed = HEADER.unpack(header)
-    end = file.tell() + 4 * count + length
+    magic, crc, count, length, committed, sightings = HEADER.unpack(header)
+    end = file.tell() + 4 * count + length + sightings
     if magic != MAGIC or end > size:
         return None, end
-    lengths, data = file.read(4 * count), file.read(length)
-    actual = zlib.crc32(data, zlib.crc32(lengths, zlib.crc32(header[CHECKED_FROM:])))
-    if actual != crc:
+    body = file.read(4 * count), file.read(length), file.read(sightings)
+    if checksum(header[CHECKED_FROM:], *body) != crc:
         return None, end
-    return JournalChunk(data, lengths, Lsn(committed)), end
+    return JournalChunk(body[1], body[0], Lsn(committed), body[2]), end
 
 
 def _magic_follows(file: BinaryIO, start: int, size: int) -> bool:

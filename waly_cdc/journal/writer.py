@@ -26,7 +26,7 @@ class JournalWriter:
 
     def __init__(self, folder: Path, start: Lsn) -> None:
         durable.make_folder(folder)
-        self._folder = folder
+        self.folder = self._folder = folder
         self._path = self._path_for(start)
         self._descriptor: int | None = None
         self.unsynced = 0

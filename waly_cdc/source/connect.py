@@ -99,15 +99,22 @@ def conninfo(dsn: str, **overrides: str) -> str:
 
 
 def connect(
-    dsn: str, *, replication: bool = False, autocommit: bool = True, application_name: str = "waly"
+    dsn: str,
+    *,
+    replication: bool = False,
+    autocommit: bool = True,
+    application_name: str = "waly",
+    named: str | None = None,
 ) -> psycopg.Connection:
     """Connect, and pin the rendering settings. Raises SourceError, SourceLost.
 
-    `application_name` is for connection strings that name none. A replication connection takes
-    replication commands and SQL through `execute`, in the simple protocol.
+    `application_name` is for connection strings that name none; `named` outdoes them. A replication
+    connection takes replication commands and SQL through `execute`, in the simple protocol.
     """
     overrides = {"fallback_application_name": application_name}
     overrides["replication"] = "database" if replication else "false"
+    if named is not None:
+        overrides["application_name"] = named
     target = conninfo(dsn, **overrides)
     with source_errors():
         connection = psycopg.connect(

@@ -24,6 +24,7 @@ from waly_cdc.source.preflight_role import ROLE_CHECKS
 from waly_cdc.source.preflight_standby import failover, standby
 from waly_cdc.source.preflight_tables import TABLE_CHECKS
 from waly_cdc.source.preflight_wal2json import WAL2JSON_CHECKS
+from waly_cdc.source.preflight_witness import witness
 
 OLDEST, NEWEST = 14, 18
 """The major versions of PostgreSQL that waly is made for."""
@@ -321,6 +322,7 @@ _SERVER_CHECKS: tuple[Callable[[Look], Iterator[Finding]], ...] = (
     _retention,
     _plugin,
     _blockers,
+    witness,
 )
 
 

@@ -50,17 +50,27 @@ class Received:
 class ReplicationStream:
     """An open stream. Used by one thread, but for `acknowledge`."""
 
-    def __init__(self, dsn: str, slot: str, start: Lsn, options: dict[str, str]) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        slot: str,
+        start: Lsn,
+        options: dict[str, str],
+        *,
+        synchronous_as: str | None = None,
+    ) -> None:
         """Start at `start` or where the slot stands, whichever is later.
 
-        `options` are the plugin's. Raises SourceError, SourceLost.
+        `options` are the plugin's. `synchronous_as` is the name that the connection has as a
+        synchronous standby: frames are then handed on at once. Raises SourceError, SourceLost.
         """
         self._acknowledged = start
         self._last_status = 0.0
         self._server_end = ZERO
         self._server_time: datetime | None = None
         self._reply_wanted = False
-        self._connection = connect(dsn, replication=True)
+        self._prompt = synchronous_as is not None
+        self._connection = connect(dsn, replication=True, named=synchronous_as)
         given = ", ".join(f'"{name}" {_literal(value)}' for name, value in options.items())
         command = f'START_REPLICATION SLOT "{slot}" LOGICAL {start} ({given})'
         deadline = time.monotonic() + BUSY_RETRY
@@ -77,9 +87,14 @@ class ReplicationStream:
         """The stream, begun; None while another connection has the slot."""
         with source_errors():
             try:
-                return transport.start(self._connection.pgconn, command)
+                return transport.start(self._connection.pgconn, command, prompt=self._prompt)
             except psycopg.errors.ObjectInUse:
                 return None
+
+    @property
+    def pid(self) -> int:
+        """The server's process that sends the stream."""
+        return self._connection.info.backend_pid
 
     def receive(self) -> Received:
         """Frames up to a chunk's size; fewer, or none, when no more come within `LINGER` seconds.
@@ -109,11 +124,11 @@ class ReplicationStream:
         if self._reply_wanted or time.monotonic() - self._last_status >= STATUS_EVERY:
             self.send_status()
 
-    def send_status(self) -> None:
-        """Tell the server how far everything is durable, and ask how far it has sent."""
+    def send_status(self, *, ask: bool = True) -> None:
+        """Tell the server how far everything is durable, and `ask` how far it has sent."""
         position = self._acknowledged.value
         clock = int((datetime.now(UTC) - _EPOCH) / timedelta(microseconds=1))
-        self._transport.send(_STATUS_MESSAGE.pack(b"r", position, position, position, clock, 1))
+        self._transport.send(_STATUS_MESSAGE.pack(b"r", position, position, position, clock, ask))
         self._reply_wanted = False
         self._last_status = time.monotonic()
 

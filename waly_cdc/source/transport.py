@@ -44,6 +44,10 @@ PAUSE = 0.004
 """Seconds between two looks at a TCP socket that was empty: less than it takes a server to fill its
 own send buffer."""
 
+PROMPT_PAUSE = 0.0002
+"""The same where somebody waits for the answer, and seconds without a byte after which no more are
+waited for: others that commit at the same time are answered with the first."""
+
 UNIX_PAUSE = 0.0001
 """The same for a unix socket, which holds no more than some 200 messages."""
 
@@ -79,10 +83,11 @@ class Transport(Protocol):
         """Give up what is this object's own; the connection is its opener's."""
 
 
-def start(pgconn: pq.abc.PGconn, command: str) -> Transport:
+def start(pgconn: pq.abc.PGconn, command: str, *, prompt: bool = False) -> Transport:
     """Send a START_REPLICATION command and give the stream that it opens.
 
-    Raises psycopg's error for what the server answers instead.
+    A `prompt` one hands frames on at once, for somebody waits for the answer; otherwise they wait
+    a moment for more. Raises psycopg's error for what the server answers instead.
     """
     pgconn.send_query(command.encode())
     while pgconn.flush():
@@ -92,7 +97,7 @@ def start(pgconn: pq.abc.PGconn, command: str) -> Transport:
     # The answer shows whether these are the bytes that the server wrote: no record of TLS and no
     # packet of GSSAPI begins like CopyBothResponse.
     if plain.recv(1, socket.MSG_PEEK) == bytes([_COPY_BOTH]):
-        return SocketTransport(plain)
+        return SocketTransport(plain, prompt=prompt)
     plain.close()
     result = pgconn.get_result()
     assert result is not None
@@ -100,7 +105,7 @@ def start(pgconn: pq.abc.PGconn, command: str) -> Transport:
         while pgconn.get_result() is not None:
             pass
         raise psycopg.errors.error_from_result(result, encoding="utf-8")
-    return LibpqTransport(pgconn)
+    return LibpqTransport(pgconn, prompt=prompt)
 
 
 class SocketTransport:
@@ -109,10 +114,13 @@ class SocketTransport:
     `_filled` bytes of `_buffer` have been read; they begin with a message's first byte.
     """
 
-    def __init__(self, plain: socket.socket) -> None:
+    def __init__(self, plain: socket.socket, *, prompt: bool = False) -> None:
         plain.setblocking(False)
         self._socket = plain
         self._pause = UNIX_PAUSE if plain.family == socket.AF_UNIX else PAUSE
+        self._quiet = QUIET
+        if prompt:
+            self._pause = self._quiet = PROMPT_PAUSE
         if _on_loopback(plain):
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOOPBACK_BUFFER_BYTES)
         self._buffer = bytearray(CHUNK_BYTES)
@@ -156,7 +164,7 @@ class SocketTransport:
             try:
                 count = self._socket.recv_into(view[self._filled :])
             except BlockingIOError:
-                if now >= deadline or now - last > QUIET:
+                if now >= deadline or now - last > self._quiet:
                     return
                 time.sleep(self._pause)
                 now = time.monotonic()
@@ -198,13 +206,15 @@ class SocketTransport:
 class LibpqTransport:
     """Asks libpq for one frame after the other, and drains the socket meanwhile."""
 
-    def __init__(self, pgconn: pq.abc.PGconn) -> None:
+    def __init__(self, pgconn: pq.abc.PGconn, *, prompt: bool = False) -> None:
         self._pgconn = pgconn
+        self._prompt = prompt
         self._poll = select.poll()
         self._poll.register(pgconn.socket, select.POLLIN)
         with socket.socket(fileno=os.dup(pgconn.socket)) as view:
-            # A wake-up for every message would cost more than all the rest.
-            view.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, LIBPQ_WAKE_BYTES)
+            if not prompt:
+                # A wake-up for every message would cost more than all the rest.
+                view.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, LIBPQ_WAKE_BYTES)
             if _on_loopback(view):
                 view.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LIBPQ_LOOPBACK_BUFFER_BYTES)
 
@@ -221,7 +231,7 @@ class LibpqTransport:
                     append(data)
                     size += length
                 elif length == 0:
-                    if drained and late:
+                    if drained and (late or (self._prompt and frames)):
                         break
                     if drained:
                         remaining = deadline - time.monotonic()

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from waly_cdc.archive import layout
+from waly_cdc.archive.attribution import contradictions
 from waly_cdc.archive.contents import Contents
 from waly_cdc.archive.manifest import File, format_time
 from waly_cdc.archive.store import LocalStore
@@ -102,6 +103,7 @@ def _verify(store: LocalStore, progress: Callable[[int, int], None] | None) -> R
         findings.append(Finding("transactions.events", "warn", "events", message))
     else:
         findings += _check_transactions(store, good)
+        findings += _contradictions(contents, store)
     checked = Checked(
         files=len(files),
         bytes=total,
@@ -109,6 +111,20 @@ def _verify(store: LocalStore, progress: Callable[[int, int], None] | None) -> R
         tables=len(contents.relations),
     )
     return Report.of(findings, checked, contents.horizon, contents.horizon_time, era=contents.era)
+
+
+def _contradictions(contents: Contents, store: LocalStore) -> list[Finding]:
+    """No fault of the archive's: somebody acts in another's name, or an application misnames."""
+    return [
+        Finding(
+            "transactions.actor",
+            "warn",
+            each.says,
+            f"{each.transactions:,} transactions say that {each.says} made them, who is a role of"
+            f" the server, and ran in sessions of {each.session}: waly query contradictions",
+        )
+        for each in contradictions(contents, store)
+    ]
 
 
 def _gap_before(era: Contents) -> list[Finding]:

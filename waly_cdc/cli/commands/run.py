@@ -22,6 +22,16 @@ from waly_cdc.cli.rendering import run_result
     type=click.Choice(["journal", "archive"]),
     help="What a transaction must be durable in before the server may forget it.",
 )
+@click.option(
+    "--witness",
+    is_flag=True,
+    help="Commits wait for us: who made each transaction is seen. See docs/who.md.",
+)
+@click.option(
+    "--witness-patience",
+    metavar="TIME",
+    help="A commit that waits this long ends the waiting of all (default 2s).",
+)
 @click.option("--slot", metavar="NAME", help="Slot (default: named after the database).")
 @global_options
 @pass_state
@@ -32,6 +42,8 @@ def command(
     seal_interval: str | None,
     seal_size: str | None,
     durability: str | None,
+    witness: bool,
+    witness_patience: str | None,
     slot: str | None,
 ) -> int:
     """Capture: the sidecar. Runs until it is told to stop.
@@ -48,7 +60,14 @@ def command(
     from waly_cdc.capture.sidecar import run
     from waly_cdc.upkeep.beside import Upkeep, UpkeepSettings
 
-    state.set(seal_interval=seal_interval, seal_size=seal_size, durability=durability, slot=slot)
+    state.set(
+        seal_interval=seal_interval,
+        seal_size=seal_size,
+        durability=durability,
+        witness="true" if witness else None,
+        witness_patience=witness_patience,
+        slot=slot,
+    )
     settings = CaptureSettings.of(state.config)
     if initialise_first:
         with interruptible():
