@@ -66,6 +66,8 @@ def test_schemas_and_tables_may_have_the_names_that_a_query_uses_itself(waly: Wa
     assert waly("query", "select * from memory.history.t") == [{"id": 2}]
     assert waly("query", "select * from memory.memory.t") == [{"id": 3}]
     assert waly("query", "select * from transactions") == [{"id": 4}]
+    assert "main.transactions" in waly.text("query", "select * from transactions")
+    assert waly("query", "select events from main.transactions") == [{"events": 1}]
     assert [row["op"] for row in waly("query", "select op from history.public.t")] == ["U"]
     assert [row["table"] for row in waly("query", "hot-tables")] == ["public.t"]
     assert len(waly("query", "applications")) == 1

@@ -41,6 +41,10 @@ from waly_cdc.relations import RelationVersion
 TRANSACTIONS_SOURCE = "waly transactions"
 
 
+OWN_NAMES = (("public", "transactions"), ("public", "changes"))
+"""Tables that hide a view of waly's own where no schema is named."""
+
+
 class Views:
     """Makes the views in a session. `names` are the tables, as a user would write them; `notes` say
     which columns are not what they are in PostgreSQL, `unknown` why
@@ -61,7 +65,7 @@ class Views:
         self._before = f"(t._era, t.lsn) < ({moment.era}, {moment.bound.value})"
         self._registered: dict[tuple[str, ...], str] = {}
         self._ambiguous: set[int] = set()
-        self.names: list[str] = ["transactions", "changes"]
+        self.names: list[str] = [name for _, name in OWN_NAMES]
         self.notes: list[str] = []
         self.unknown: dict[str, PointNotInArchive] = {}
 
@@ -79,6 +83,11 @@ class Views:
             raw = self._raw_columns(relation) if named else frozenset()
             self._note_raw(relation, raw)
             self._table(relation, raw)
+            if named and (relation.schema, relation.name) in OWN_NAMES:
+                self.notes.append(
+                    f"{relation.name} is the table public.{relation.name} here; what waly tells"
+                    f" under this name is main.{relation.name}"
+                )
             if named and not relation.followed:
                 self.notes.append(
                     f"{relation.qualified_name} has no replica identity: its updates and deletes"
