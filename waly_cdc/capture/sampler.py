@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 import psycopg
@@ -22,6 +22,9 @@ REMEMBERED = 100_000
 
 SHARE = 150
 """Looks take at most one part in so many of the time: they cost a core less than 1 %."""
+
+COMPARED = 10
+"""Looks of which the quickest counts."""
 
 
 class Sampler(threading.Thread):
@@ -57,11 +60,14 @@ class Sampler(threading.Thread):
 
     def _sample(self, connection: psycopg.Connection) -> None:
         pause = self._interval
+        # What a look costs is what the quickest of some took: on a busy machine most of them wait.
+        took: deque[float] = deque(maxlen=COMPARED)
         while not self._stopping.wait(pause):
             began = time.monotonic()
             for sighting in with_transactions(connection):
                 self._saw(sighting)
-            pause = max(self._interval, SHARE * (time.monotonic() - began))
+            took.append(time.monotonic() - began)
+            pause = max(self._interval, SHARE * min(took))
 
     def _saw(self, sighting: Sighting) -> None:
         with self._lock:
