@@ -121,6 +121,8 @@ def test_many_small_seals_hold_what_one_large_one_holds(
             time.sleep(0.02)
             connection.execute("insert into t values (%s, 0)", (number,))
             connection.execute("update t set v = v + 1 where id %% 7 = %s %% 7", (number,))
+    # What had not come when it was told to stop.
+    run(settings, once=True)
     contents = load(LocalStore(settings.archive))
     with psycopg.connect(database) as connection:
         row = connection.execute("select count(*) + sum(v) from t").fetchone()
