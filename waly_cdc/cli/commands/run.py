@@ -1,15 +1,22 @@
 """`waly run`"""
 
+from __future__ import annotations
+
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import click
 
 from waly_cdc.cli.archive import interruptible
 from waly_cdc.cli.options import State, global_options, pass_state
 from waly_cdc.cli.rendering import run_result
+
+if TYPE_CHECKING:
+    from waly_cdc.archive.writer import ArchiveWriter
+    from waly_cdc.upkeep.beside import Upkeep
 
 
 @click.command("run")
@@ -58,7 +65,6 @@ def command(
     from waly_cdc.capture.initialise import initialise
     from waly_cdc.capture.settings import CaptureSettings
     from waly_cdc.capture.sidecar import run
-    from waly_cdc.upkeep.beside import Upkeep, UpkeepSettings
 
     state.set(
         seal_interval=seal_interval,
@@ -73,19 +79,25 @@ def command(
         with interruptible():
             initialise(settings, if_not_exists=True, on_progress=state.output.note)
     stop = threading.Event()
-    upkeep = UpkeepSettings.of(state.config)
     with _stopping(stop) as received:
         result = run(
             settings,
             once=once,
             stop=stop,
             on_event=state.output.note,
-            beside=nullcontext
-            if once
-            else lambda archive: Upkeep(archive, upkeep, state.output.note),
+            beside=nullcontext if once else _upkeep(state),
         )
     state.output.result(result.to_json(), lambda console: run_result(console, result))
     return 130 if signal.SIGINT in received else 0
+
+
+def _upkeep(state: State) -> Callable[[ArchiveWriter], Upkeep]:
+    """What works on the archive beside the sidecar. It imports DuckDB, which nothing else here
+    needs."""
+    from waly_cdc.upkeep.beside import Upkeep, UpkeepSettings
+
+    settings = UpkeepSettings.of(state.config)
+    return lambda archive: Upkeep(archive, settings, state.output.note)
 
 
 @contextmanager
